@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Channels-last (NSC) activations and (N, C) matrices, a tile of rows and columns at a time.
+//
+// The activation is a matrix of N*S rows and C columns. Where C is small, several rows count as one
+// wider row, so that a vector is always full; every column still belongs to one channel. Statistics
+// of all tiles come first, in tasks whose number depends on the shape alone and whose results are
+// merged in their order; the second pass walks backward, to meet what the first left in cache.
+#include <algorithm>
+#include <vector>
+
+#include "batch_norm.h"
+#include "channel.h"
+#include "parallel.h"
+#include "stream.h"
+
+namespace fastbn::cpu {
+
+namespace {
+
+constexpr int64_t kWideRow = 64;              // columns to reach by joining rows
+constexpr int64_t kTileRows = 64;             // of a tile: what is summed in acc
+constexpr int64_t kPieceElements = 64 << 10;  // least of a task, so that merging costs little
+constexpr int64_t kMinMaxPieces = 32;
+constexpr int64_t kMaxTasks = 128;
+
+// The matrix, cut into tasks: a piece (some rows) by a strip (some columns).
+class TileGrid {
+ public:
+  explicit TileGrid(const Problem& problem)
+      : joined_(std::max<int64_t>(1, kWideRow / problem.channels)),
+        columns_(joined_ * problem.channels),
+        rows_(problem.per_channel() / joined_),
+        rest_(problem.per_channel() % joined_ * problem.channels),
+        strips_((columns_ + kMaxTileColumns - 1) / kMaxTileColumns) {
+    const int64_t row_blocks = (rows_ + kTileRows - 1) / kTileRows;
+    const int64_t most = std::max(kMinMaxPieces, kMaxTasks / strips_);
+    const int64_t wanted = std::clamp<int64_t>(rows_ * columns_ / kPieceElements, 1, most);
+    rows_per_piece_ = (row_blocks + wanted - 1) / wanted * kTileRows;
+    pieces_ = (rows_ + rows_per_piece_ - 1) / rows_per_piece_;
+  }
+
+  int64_t joined() const { return joined_; }    // rows that count as one
+  int64_t columns() const { return columns_; }  // of a joined row
+  int64_t pieces() const { return pieces_; }
+  int64_t tasks() const { return pieces_ * strips_; }
+  int64_t task_elements() const { return rows_ * columns_ / tasks(); }
+  int64_t rest() const { return rest_; }  // elements behind the last joined row
+  int64_t rest_begin() const { return rows_ * columns_; }
+  int64_t rows_of(int64_t piece) const { return piece_end(piece) - piece * rows_per_piece_; }
+
+  // First element of the tile below the one that begins with `first`.
+  int64_t next(int64_t first) const { return first + kTileRows * columns_; }
+
+  // Calls body(piece, first column, first element, tile) for the tiles of a task.
+  template <typename Body>
+  void for_each_tile(int64_t task, bool backward, Body body) const {
+    const int64_t piece = task / strips_;
+    const int64_t strip = task % strips_;
+    const int64_t column = columns_ * strip / strips_;
+    const int64_t width = columns_ * (strip + 1) / strips_ - column;
+    const int64_t begin = piece * rows_per_piece_;
+    const int64_t tiles = (rows_of(piece) + kTileRows - 1) / kTileRows;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = begin + (backward ? tiles - 1 - i : i) * kTileRows;
+      const int64_t height = std::min(kTileRows, piece_end(piece) - row);
+      body(piece, column, row * columns_ + column, Tile{height, columns_, width});
+    }
+  }
+
+ private:
+  int64_t piece_end(int64_t piece) const { return std::min(rows_, (piece + 1) * rows_per_piece_); }
+
+  int64_t joined_, columns_, rows_, rest_, strips_;
+  int64_t rows_per_piece_, pieces_;
+};
+
+char* element(const Problem& problem, const Activation& activation, int64_t index) {
+  return static_cast<char*>(activation.data) + index * element_size(problem.dtype);
+}
+
+// One array of acc per coefficient, a value per column.
+class Columns {
+ public:
+  Columns(const Problem& problem, const TileGrid& grid, int coefficients)
+      : channels_(problem.channels),
+        joined_(grid.joined()),
+        columns_(grid.columns()),
+        dtype_(accumulate_dtype(problem.dtype)),
+        storage_(coefficients * columns_) {}
+
+  void set(int coefficient, int64_t channel, double value) {
+    for (int64_t row = 0; row < joined_; ++row) {
+      const ChannelVector vector{at(coefficient, 0), dtype_, 1};
+      write(vector, row * channels_ + channel, value);
+    }
+  }
+
+  void* at(int coefficient, int64_t column) const {
+    char* base = reinterpret_cast<char*>(const_cast<double*>(storage_.data()));
+    return base + (coefficient * columns_ + column) * element_size(dtype_);
+  }
+
+ private:
+  int64_t channels_, joined_, columns_;
+  DType dtype_;
+  std::vector<double> storage_;  // of acc, which is no wider than double
+};
+
+void set_affine(Columns& columns, int64_t channel, const Affine& affine) {
+  columns.set(0, channel, affine.mean);
+  columns.set(1, channel, affine.scale);
+  columns.set(2, channel, affine.shift);
+}
+
+// Two sums per column and piece, pieces outermost.
+struct Partial {
+  explicit Partial(const TileGrid& grid)
+      : first(grid.pieces() * grid.columns()), second(grid.pieces() * grid.columns()) {}
+
+  std::vector<double> first, second;
+};
+
+// Reads an element of the rest in double.
+double rest_value(const Problem& problem, const TileGrid& grid, const Activation& activation,
+                  int64_t index) {
+  const ChannelVector view{activation.data, problem.dtype, 1};
+  return read(view, grid.rest_begin() + index);
+}
+
+std::vector<Moments> all_moments(const Problem& problem, const TileGrid& grid,
+                                 const Activation& x) {
+  const Loops& inner = loops(problem.dtype);
+  Partial partial(grid);
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t seen = 0;
+      grid.for_each_tile(task, false, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
+        const int64_t at = piece * grid.columns() + column;
+        inner.column_moments(element(problem, x, first), tile,
+                             element(problem, x, grid.next(first)), seen, &partial.first[at],
+                             &partial.second[at]);
+        seen += tile.rows;
+      });
+    }
+  });
+
+  // Piece 0 gathers the others.
+  double* mean = partial.first.data();
+  double* m2 = partial.second.data();
+  int64_t seen = grid.rows_of(0);
+  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
+    const ChanShares shares(seen, grid.rows_of(piece));
+    const int64_t at = piece * grid.columns();
+    for (int64_t column = 0; column < grid.columns(); ++column) {
+      merge_moments(shares, mean[at + column], m2[at + column], &mean[column], &m2[column]);
+    }
+    seen += grid.rows_of(piece);
+  }
+  std::vector<Moments> channels(problem.channels);
+  for (int64_t column = 0; column < grid.columns(); ++column) {
+    channels[column % problem.channels].merge(
+        {static_cast<double>(seen), mean[column], m2[column]});
+  }
+  for (int64_t i = 0; i < grid.rest(); ++i) {
+    channels[i % problem.channels].merge({1, rest_value(problem, grid, x, i), 0});
+  }
+  return channels;
+}
+
+// Calls also(column, first element, tile) for each tile while it is in cache; `mean` holds a value
+// per column.
+template <typename Also>
+std::vector<GradSums> all_grad_sums(const Backward& op, const TileGrid& grid, const Columns& mean,
+                                    Also also) {
+  const Problem& problem = op.problem;
+  const Loops& inner = loops(problem.dtype);
+  Partial partial(grid);
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      grid.for_each_tile(task, false, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
+        const int64_t at = piece * grid.columns() + column;
+        inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), tile,
+                               element(problem, op.dy, grid.next(first)),
+                               element(problem, op.x, grid.next(first)), mean.at(0, column),
+                               &partial.first[at], &partial.second[at]);
+        also(column, first, tile);
+      });
+    }
+  });
+
+  // Piece 0 gathers the others.
+  double* dy = partial.first.data();
+  double* dy_xmu = partial.second.data();
+  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
+    const int64_t at = piece * grid.columns();
+    for (int64_t column = 0; column < grid.columns(); ++column) {
+      dy[column] += dy[at + column];
+      dy_xmu[column] += dy_xmu[at + column];
+    }
+  }
+  std::vector<GradSums> channels(problem.channels);
+  for (int64_t column = 0; column < grid.columns(); ++column) {
+    channels[column % problem.channels].merge({dy[column], dy_xmu[column]});
+  }
+  for (int64_t i = 0; i < grid.rest(); ++i) {
+    const int64_t channel = i % problem.channels;
+    const double gradient = rest_value(problem, grid, op.dy, i);
+    const double deviation = rest_value(problem, grid, op.x, i) - read(op.mean, channel);
+    channels[channel].merge({gradient, gradient * deviation});
+  }
+  return channels;
+}
+
+// The second pass: apply(column, first element, tile) for all of the matrix, last elements first.
+template <typename Apply>
+void apply_backward(const TileGrid& grid, Apply apply) {
+  if (grid.rest() > 0) apply(0, grid.rest_begin(), Tile{1, 0, grid.rest()});
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = end; task-- > begin;) {
+      grid.for_each_tile(task, true, [&](int64_t, int64_t column, int64_t first, Tile tile) {
+        apply(column, first, tile);
+      });
+    }
+  });
+}
+
+// Writes y = (x - mean) * scale + shift for the tiles it is called with.
+class Normalizer {
+ public:
+  Normalizer(const Problem& problem, const Activation& x, const Activation& y,
+             const Columns& affine)
+      : problem_(problem), x_(x), y_(y), affine_(affine), stream_(streams(problem)) {}
+
+  void operator()(int64_t column, int64_t first, const Tile& tile) const {
+    loops(problem_.dtype)
+        .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), tile,
+                           {affine_.at(0, column), affine_.at(1, column), affine_.at(2, column)},
+                           stream_);
+  }
+
+ private:
+  const Problem& problem_;
+  const Activation &x_, &y_;
+  const Columns& affine_;
+  bool stream_;
+};
+
+}  // namespace
+
+void training_forward_tiles(const TrainingForward& op) {
+  const TileGrid grid(op.problem);
+  const std::vector<Moments> moments = all_moments(op.problem, grid, op.x);
+  Columns affine(op.problem, grid, 3);
+  const double factor = blend_factor(op);
+  for (int64_t channel = 0; channel < op.problem.channels; ++channel) {
+    set_affine(affine, channel, finish_channel(op, channel, moments[channel], factor));
+  }
+  apply_backward(grid, Normalizer(op.problem, op.x, op.y, affine));
+}
+
+void inference_forward_tiles(const InferenceForward& op) {
+  const TileGrid grid(op.problem);
+  Columns affine(op.problem, grid, 3);
+  for (int64_t channel = 0; channel < op.problem.channels; ++channel) {
+    set_affine(affine, channel, inference_channel(op, channel));
+  }
+  apply_backward(grid, Normalizer(op.problem, op.x, op.y, affine));
+}
+
+void backward_tiles(const Backward& op) {
+  const Problem& problem = op.problem;
+  const int64_t channels = problem.channels;
+  const TileGrid grid(problem);
+  Columns mean(problem, grid, 1);
+  for (int64_t c = 0; c < channels; ++c) mean.set(0, c, read(op.mean, c));
+
+  if (op.training) {
+    const auto sums = all_grad_sums(op, grid, mean, [](int64_t, int64_t, Tile) {});
+    Columns affine(problem, grid, 3);
+    for (int64_t c = 0; c < channels; ++c) {
+      const GradAffine channel = finish_gradient(op, c, sums[c]);
+      affine.set(0, c, channel.scale);
+      affine.set(1, c, channel.slope);
+      affine.set(2, c, channel.offset);
+    }
+    if (op.dx.data == nullptr) return;
+    const Loops& inner = loops(problem.dtype);
+    const bool stream = streams(problem);
+    apply_backward(grid, [&](int64_t column, int64_t first, const Tile& tile) {
+      inner.grad_input_columns(
+          element(problem, op.dy, first), element(problem, op.x, first),
+          element(problem, op.dx, first), tile,
+          {mean.at(0, column), affine.at(0, column), affine.at(1, column), affine.at(2, column)},
+          stream);
+    });
+    return;
+  }
+
+  Columns affine(problem, grid, 3);
+  for (int64_t c = 0; c < channels; ++c) set_affine(affine, c, inference_gradient(op, c));
+  const Normalizer scale_dy(problem, op.dy, op.dx, affine);
+  if (op.dweight.data == nullptr && op.dbias.data == nullptr) {
+    apply_backward(grid, scale_dy);
+    return;
+  }
+  // Nothing in dx waits for the sums: both in one pass.
+  const bool wants_dx = op.dx.data != nullptr;
+  if (wants_dx && grid.rest() > 0) scale_dy(0, grid.rest_begin(), Tile{1, 0, grid.rest()});
+  const auto sums =
+      all_grad_sums(op, grid, mean, [&](int64_t column, int64_t first, const Tile& tile) {
+        if (wants_dx) scale_dy(column, first, tile);
+      });
+  for (int64_t c = 0; c < channels; ++c) finish_gradient(op, c, sums[c]);
+}
+
+}  // namespace fastbn::cpu
