@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What torch.nn.functional.batch_norm refuses, refused in the same order, with the same exception
+// types and words.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace fastbn {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The tensors a forward takes besides x.
+struct ForwardVectors {
+  const OptionalTensor &weight, &bias, &running_mean, &running_var;
+};
+
+void check_training(const at::Tensor& x, const ForwardVectors& vectors,
+                    const OptionalTensor& num_batches_tracked, double eps);
+void check_inference(const at::Tensor& x, const ForwardVectors& vectors, double eps);
+void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                    const at::Tensor& mean, const at::Tensor& invstd);
+
+}  // namespace fastbn
