@@ -1,0 +1,158 @@
+"""Builds fastbn's compiled module against the torch of this environment.
+
+Environment variables:
+
+* ``FASTBN_CUDA``: ``auto`` (default: CUDA kernels if torch has CUDA and nvcc is found), ``0`` or
+  ``1`` (fail where they cannot be built). ``FORCE_CUDA=1`` means the same as ``FASTBN_CUDA=1``.
+* ``TORCH_CUDA_ARCH_LIST``: GPU architectures to compile for; a default is set if absent.
+* ``MAX_JOBS``: compilers to run side by side; the default depends on cores and free memory.
+* ``FASTBN_TORCH_PIN=1``: the wheel requires the minor version of torch it was built with.
+* ``FASTBN_LOCAL_VERSION``: suffix of the version, such as ``cu130torch2.13``.
+"""
+
+from __future__ import annotations
+
+import os
+import pprint
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+VERSION = "0.1.0"
+ROOT = Path(__file__).parent
+SOURCES = ROOT / "csrc"
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+GIBIBYTES_PER_JOB = 3
+
+
+def version() -> str:
+    local = os.environ.get("FASTBN_LOCAL_VERSION")
+    return f"{VERSION}+{local}" if local else VERSION
+
+
+def requirements() -> list[str]:
+    if os.environ.get("FASTBN_TORCH_PIN") == "1":
+        import torch
+
+        major, minor = torch.__version__.split(".")[:2]
+        return [f"torch=={major}.{minor}.*", "numpy"]
+    return ["torch>=2.11", "numpy"]
+
+
+def sources(*patterns: str) -> list[str]:
+    """Paths below csrc, relative to this file, as setuptools wants them."""
+    found = sorted(path for pattern in patterns for path in SOURCES.glob(pattern))
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
+def with_cuda(cuda_sources: list[str]) -> bool:
+    """Whether to build the CUDA kernels."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    wish = os.environ.get("FASTBN_CUDA", "1" if os.environ.get("FORCE_CUDA") == "1" else "auto")
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"FASTBN_CUDA is {wish!r}; it may be auto, 0 or 1.")
+    possible = bool(torch.version.cuda and CUDA_HOME and cuda_sources)
+    if wish == "1" and not possible:
+        if not cuda_sources:
+            sys.exit(f"FASTBN_CUDA=1, but fastbn {VERSION} has no CUDA kernels; set FASTBN_CUDA=0.")
+        sys.exit(
+            f"FASTBN_CUDA=1, but torch {torch.__version__} has CUDA {torch.version.cuda} and nvcc "
+            f"was found in {CUDA_HOME}; install a torch built with CUDA and a CUDA toolkit of the "
+            "same major version (CUDA_HOME names its folder), or set FASTBN_CUDA=0."
+        )
+    return possible and wish != "0"
+
+
+def free_gibibytes() -> float:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ValueError, OSError):
+        return float(GIBIBYTES_PER_JOB)
+
+
+def commit() -> str:
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def first_line(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0]
+
+
+def extension_arguments() -> dict[str, Any]:
+    """What needs torch: absent for commands that only pack or describe the sources."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        if {"sdist", "egg_info", "dist_info"} & set(sys.argv):
+            return {}
+        sys.exit(
+            "fastbn is compiled against the torch it will run with, and this environment has none: "
+            "install torch first, then run pip install --no-build-isolation ."
+        )
+
+    cuda_sources = sources("cuda/**/*.cu", "cuda/**/*.cpp")
+    cuda = with_cuda(cuda_sources)
+    cpp_sources = sources("*.cpp", "cpu/*.cpp")
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        cpp_sources.remove("csrc/no_cuda.cpp")
+    jobs = max(1, min(os.cpu_count() or 1, int(free_gibibytes() // GIBIBYTES_PER_JOB)))
+    os.environ.setdefault("MAX_JOBS", str(jobs))
+
+    # at::parallel_for starts threads only in code compiled for OpenMP. The runtime itself is the
+    # one that torch has loaded: linking another would give fastbn threads of its own.
+    threads = ["-fopenmp"] if sys.platform == "linux" else []
+    cxx_flags = ["-O3", "-g0", "-Wall", "-fvisibility=hidden", "-ffp-contract=fast", *threads]
+    flags = {"cxx": cxx_flags}
+    if cuda:
+        flags["nvcc"] = ["-O3", "-lineinfo"]
+    build = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    all_sources = cpp_sources + (cuda_sources if cuda else [])
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Also writes the build record next to the compiled module."""
+
+        def run(self) -> None:
+            print(
+                f"fastbn {version()}: building {len(all_sources)} files against torch "
+                f"{torch.__version__} ({'CUDA ' + torch.version.cuda if cuda else 'CPU only'}), "
+                "about a minute",
+                flush=True,
+            )
+            super().run()
+            record = {
+                "fastbn": version(),
+                "torch": torch.__version__,
+                "cuda": torch.version.cuda if cuda else None,
+                "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else None,
+                "compiler": first_line([cpp_extension.get_cxx_compiler(), "--version"]),
+                "commit": commit(),
+            }
+            target = Path(self.get_ext_fullpath("fastbn._C")).parent / "_build_info.py"
+            target.write_text(
+                '"""Written by setup.py; fastbn._backend compares it with the running torch."""\n\n'
+                f"RECORD: dict[str, str | None] = {pprint.pformat(record, sort_dicts=False)}\n"
+            )
+
+    return {
+        "ext_modules": [build("fastbn._C", all_sources, extra_compile_args=flags)],
+        "cmdclass": {"build_ext": BuildExtension},
+    }
+
+
+setup(version=version(), install_requires=requirements(), **extension_arguments())
