@@ -1,0 +1,23 @@
+"""Batch normalization for PyTorch that moves as few bytes as the maths allows.
+
+``fastbn.convert(model)`` puts it in place of every ``torch.nn.BatchNorm*`` of a model.
+"""
+
+from ._backend import build_info
+from .functional import BatchNormFunction, batch_norm
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .swap import SwapReport, convert, revert
+
+__version__ = str(build_info()["fastbn"])
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormFunction",
+    "SwapReport",
+    "batch_norm",
+    "build_info",
+    "convert",
+    "revert",
+]

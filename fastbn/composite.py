@@ -1,0 +1,161 @@
+"""Batch norm composed of PyTorch's own differentiable operators.
+
+Slower than the compiled operators, and transparent to autograd: it serves double backward,
+forward-mode differentiation and ``torch.func`` transforms (``vmap``, ``grad``, ``jvp``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.autograd import forward_ad
+
+from .ops import accumulate_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _axes(x: Tensor) -> list[int]:
+    """All dimensions but the channels'."""
+    return [0, *range(2, x.dim())]
+
+
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """``vector`` (C) in the dtype of sums, broadcastable against ``x`` (N, C, ...)."""
+    return vector.to(accumulate_dtype(x.dtype)).reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def _check(x: Tensor, vectors: dict[str, Tensor | None], training: bool, eps: float) -> None:
+    """Refuses what the compiled operators refuse, in their words."""
+    if training and math.prod(x.shape[:1] + x.shape[2:]) == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {x.size()}"
+        )
+    if training and eps <= 0.0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    for name, vector in vectors.items():
+        if vector is not None and vector.numel() != x.shape[1]:
+            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {vector.numel()}")
+        if vector is None and not training and name.startswith("running"):
+            raise RuntimeError(f"{name} must be defined in evaluation mode")
+    if (vectors["running_mean"] is None) != (vectors["running_var"] is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if not x.is_floating_point():
+        raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
+
+
+def _check_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
+    """Refuses transforms under which running statistics have no meaning."""
+    is_batched = torch._C._functorch.is_batchedtensor
+    if is_batched(x) and not (is_batched(running_mean) and is_batched(running_var)):
+        raise RuntimeError(
+            "Batch norm got a batched tensor as input while the running_mean or running_var, "
+            "which will be updated in place, were not batched.\nIf you are using a module and do "
+            "not need eval mode, please set `track_running_stats` to be False."
+        )
+
+
+def _has_tangent(tensor: Tensor | None) -> bool:
+    if tensor is None or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _update(running: Tensor, batch: Tensor, factor: Tensor | float) -> None:
+    """Blends the batch in: running = (1 - factor) * running + factor * batch."""
+    blended = (1 - factor) * running.to(batch.dtype) + factor * batch
+    running.copy_(blended)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """Same arguments, result, effects and errors as :func:`fastbn.functional.dispatch`."""
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    vectors = {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "weight": weight,
+        "bias": bias,
+    }
+    _check(x, vectors, training, eps)
+    if _has_tangent(x) and (_has_tangent(running_mean) or _has_tangent(running_var)):
+        raise RuntimeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they cannot have "
+            "forward grad defined"
+        )
+    wide = x.to(accumulate_dtype(x.dtype))
+    if training:
+        var, mean = torch.var_mean(wide, _axes(x), correction=0, keepdim=True)
+        if running_mean is not None and running_var is not None and x.numel() > 0:
+            _check_statistics(x, running_mean, running_var)
+            factor: Tensor | float = 0.0 if momentum is None else momentum
+            if momentum is None and num_batches_tracked is not None:
+                factor = 1.0 / num_batches_tracked.to(wide.dtype)
+            count = x.numel() // x.shape[1]
+            with torch.no_grad():
+                shape = running_mean.shape
+                _update(running_mean, mean.detach().reshape(shape), factor)
+                _update(running_var, var.detach().reshape(shape) * (count / (count - 1)), factor)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, var = _per_channel(running_mean, x), _per_channel(running_var, x)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * _per_channel(weight, x)
+    y = (wide - mean) * scale
+    if bias is not None:
+        y = y + _per_channel(bias, x)
+    return y.to(x.dtype)
+
+
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x, weight and bias as differentiable functions of dy, x and weight.
+
+    Training: ``dx = weight * invstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))`` with
+    ``x_hat = (x - mean) * invstd`` (Ioffe and Szegedy, 2015, section 3), the statistics being
+    computed again as functions of x. Otherwise ``mean`` and ``invstd`` (C) are constants and
+    ``dx = weight * invstd * dy``.
+    """
+    axes = _axes(x)
+    wide, wide_dy = x.to(accumulate_dtype(x.dtype)), dy.to(accumulate_dtype(x.dtype))
+    if training:
+        var, center = torch.var_mean(wide, axes, correction=0, keepdim=True)
+        inverse = torch.rsqrt(var + eps)
+    else:
+        center, inverse = _per_channel(mean, x), _per_channel(invstd, x)
+    x_hat = (wide - center) * inverse
+    scale = inverse if weight is None else inverse * _per_channel(weight, x)
+    dbias = wide_dy.sum(axes)
+    dweight = (wide_dy * x_hat).sum(axes)
+    if training:
+        count = x.numel() // x.shape[1]
+        offset = _per_channel(dbias, x) + x_hat * _per_channel(dweight, x)
+        dx = scale * (wide_dy - offset / count)
+    else:
+        dx = scale * wide_dy
+    dtype = accumulate_dtype(x.dtype) if weight is None else weight.dtype
+    return dx.to(x.dtype), dweight.to(dtype), dbias.to(dtype)

@@ -1,0 +1,128 @@
+"""``nn.BatchNorm1d/2d/3d`` with the compiled operators underneath.
+
+Differences from stock, all on purpose:
+
+* Activation checkpointing runs forward again inside backward; that run leaves the running
+  statistics and the counter alone. Stock updates both twice a step.
+* Gradients of an evaluation forward stay right when the module trains before its backward.
+* ``momentum=None`` needs no synchronisation with the device and compiles without graph breaks.
+* Input, parameters and running statistics may have different dtypes.
+* 16-bit modules keep running statistics in float32, where small updates are not lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .functional import dispatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from typing_extensions import Self
+
+_STATISTICS = ("running_mean", "running_var")
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """What the three classes add to stock's."""
+
+    # Set it on a class or an instance to update running statistics in recomputed forwards, as
+    # stock does.
+    update_on_recompute: bool = False
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        self._widen_statistics({})
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalises ``input`` (N, C, ...); see the class."""
+        if isinstance(input, torch.fx.Proxy):
+            # A leaf for symbolic tracing, as stock's modules are.
+            tracer = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+        if torch.compiler.is_exporting() or torch._C._is_tracing():
+            return super().forward(input)  # exporters know aten.batch_norm and nothing of ours
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        running_mean, running_var = self.running_mean, self.running_var
+        if not self.training:
+            return dispatch(
+                input,
+                self.weight,
+                self.bias,
+                running_mean,
+                running_var,
+                None,
+                running_mean is None and running_var is None,
+                0.0,
+                self.eps,
+            )
+        if not self.track_running_stats or (_is_recomputed() and not self.update_on_recompute):
+            running_mean = running_var = counter = None
+        else:
+            counter = self.num_batches_tracked
+        return dispatch(
+            input,
+            self.weight,
+            self.bias,
+            running_mean,
+            running_var,
+            counter,
+            True,
+            self.momentum,
+            self.eps,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: self._buffers.get(name) for name in _STATISTICS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._widen_statistics(before)
+        return self
+
+    def _widen_statistics(self, before: dict[str, Tensor | None]) -> None:
+        """Keeps running statistics that just became 16-bit in float32, as in ``before``."""
+        for name in _STATISTICS:
+            now, old = self._buffers.get(name), before.get(name)
+            if now is None or now.dtype not in HALF_DTYPES:
+                continue
+            if old is None:
+                self._buffers[name] = now.float()
+            elif old.dtype not in HALF_DTYPES and old.device.type != "meta":
+                self._buffers[name] = old.to(now.device, torch.float32)
+            else:
+                self._buffers[name] = torch.empty_like(now, dtype=torch.float32)
+
+
+def _is_recomputed() -> bool:
+    """Whether this forward runs inside a backward, as checkpointing makes it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class BatchNorm1d(_FastBatchNorm, nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d`, faster: (N, C) or (N, C, L) to the same shape."""
+
+
+class BatchNorm2d(_FastBatchNorm, nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d`, faster: (N, C, H, W) to the same shape."""
+
+
+class BatchNorm3d(_FastBatchNorm, nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d`, faster: (N, C, D, H, W) to the same shape."""
