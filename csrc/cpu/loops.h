@@ -30,7 +30,7 @@ struct Tile {
 // front of a run of one segment (their values do not matter).
 constexpr int kMaxLanes = 16;
 // Most columns of a tile: their sums live on the stack.
-constexpr int64_t kMaxTileColumns = 512;
+constexpr int64_t kMaxTileColumns = 2048;
 
 // y = (x - mean) * scale + shift, and dx = dy * scale + (x - mean) * slope + offset.
 struct Affine {
@@ -49,26 +49,23 @@ struct GradAffineColumns {
 };
 
 struct Loops {
-  // `next` is where the run or tile lies that will be asked for next, of the same geometry: it is
-  // brought close meanwhile. Any address will do.
-
-  // Mean and sum of squared deviations of a run, by two sweeps of its elements.
-  void (*moments)(const void* x, Run run, const void* next, double* mean, double* m2);
+  // Mean and sum of squared deviations of a run.
+  void (*moments)(const void* x, Run run, double* mean, double* m2);
   // The same per column of a tile, merged by Chan's formula into what `mean` and `m2` hold for the
   // `count` rows seen before.
-  void (*column_moments)(const void* x, Tile tile, const void* next, int64_t count, double* mean,
-                         double* m2);
+  void (*column_moments)(const void* x, Tile tile, int64_t count, double* mean, double* m2);
 
   // Sums of dy and of dy * (x - mean).
-  void (*grad_sums)(const void* dy, const void* x, Run run, const void* next_dy, const void* next_x,
-                    double mean, double* sum_dy, double* sum_dy_xmu);
+  void (*grad_sums)(const void* dy, const void* x, Run run, double mean, double* sum_dy,
+                    double* sum_dy_xmu);
   // The same per column, added to what the sums hold. `mean` is acc.
-  void (*column_grad_sums)(const void* dy, const void* x, Tile tile, const void* next_dy,
-                           const void* next_x, const void* mean, double* sum_dy,
-                           double* sum_dy_xmu);
+  void (*column_grad_sums)(const void* dy, const void* x, Tile tile, const void* mean,
+                           double* sum_dy, double* sum_dy_xmu);
 
   // Elementwise. With `stream` whole cache lines bypass the cache on their way to memory.
   void (*normalize)(const void* x, void* y, Run run, Affine affine, bool stream);
+  // The segments of this run belong to a channel each: coefficients per segment.
+  void (*normalize_channels)(const void* x, void* y, Run run, AffineColumns affine, bool stream);
   void (*normalize_columns)(const void* x, void* y, Tile tile, AffineColumns affine, bool stream);
   void (*grad_input)(const void* dy, const void* x, void* dx, Run run, GradAffine affine,
                      bool stream);

@@ -34,13 +34,16 @@ struct Sum {
   }
 };
 
-// Brings the cache line at `from`, if any, close while something else is computed. Of the unrolled
-// vectors those ask that begin a line.
+// Asks for what a sweep will read shortly; the processor's own prefetching runs less far ahead.
+// Once per cache line: `slot` counts the vectors of an unrolled step.
 template <typename scalar_t>
-inline __attribute__((always_inline)) void prefetch(const scalar_t* from, int slot, int64_t i) {
+inline __attribute__((always_inline)) void prefetch(const scalar_t* next, int slot) {
   constexpr int kBytes = kLanes<acc_type<scalar_t>> * static_cast<int>(sizeof(scalar_t));
-  if (slot * kBytes % 64 == 0) __builtin_prefetch(from + i, 0, 2);
+  if (slot * kBytes % 64 == 0) __builtin_prefetch(next, 0, 2);
 }
+// In a run, this many bytes ahead.
+template <typename scalar_t>
+constexpr int64_t kPrefetchElements = 1024 / sizeof(scalar_t);
 
 // Calls body(slot, offset, tail) for every vector of a run: slot is the accumulator to use, offset
 // the vector's first element, and tail, where not zero, how many of its last lanes are new.
@@ -58,165 +61,42 @@ inline __attribute__((always_inline)) void for_each_vector(Run run, Body body) {
   }
 }
 
+// Sums of deviations from a pivot give the moments in one sweep, as long as the pivot is within
+// two standard deviations of the mean: that bounds what the subtraction cancels. Squared.
+constexpr int kFarthestPivot = 4;
+
 template <typename scalar_t>
-void moments(const void* x_data, Run run, const void* next_data, double* mean, double* m2) {
+void moments(const void* x_data, Run run, double* mean, double* m2) {
   using acc_t = acc_type<scalar_t>;
   using V = Vector<acc_t>;
   constexpr int kWidth = kLanes<acc_t>;
   const scalar_t* x = as<scalar_t>(x_data);
-  const scalar_t* next = as<scalar_t>(next_data);
   const double count = static_cast<double>(run.segments * run.length);
 
-  // Deviations from one of the elements, so that a constant run has exactly its value as the mean.
-  const V pivot = load_one(x);
-  Sum<acc_t> around_pivot;
-  for_each_vector<kWidth>(run, [&](int slot, int64_t i, int64_t tail) {
-    V value = load(x + i);
-    if (tail) value = keep_last<acc_t>(tail, value, pivot);
-    around_pivot.parts[slot] += value - pivot;
-  });
-  const V center = splat(static_cast<acc_t>(pivot[0] + around_pivot.total() / count));
-
-  // The sum of deviations from the rounded mean corrects what rounding left out of both results.
-  Sum<acc_t> deviations, squares;
-  for_each_vector<kWidth>(run, [&](int slot, int64_t i, int64_t tail) {
-    prefetch(next, slot, i);
-    V value = load(x + i);
-    if (tail) value = keep_last<acc_t>(tail, value, center);
-    const V deviation = value - center;
-    deviations.parts[slot] += deviation;
-    squares.parts[slot] += deviation * deviation;
-  });
-  const double residual = deviations.total() / count;
-  *mean = center[0] + residual;
-  *m2 = squares.total() - residual * residual * count;
-}
-
-// Calls body.template operator()<vectors>(first column) for strips that cover the columns; the
-// last one overlaps its neighbour where the columns are not a multiple of the vector.
-template <int kWidth, typename Body>
-inline __attribute__((always_inline)) void for_each_strip(int64_t columns, Body body) {
-  int64_t j = 0;
-  for (; j + kUnroll * kWidth <= columns; j += kUnroll * kWidth) {
-    body(j, std::integral_constant<int, kUnroll>());
+  // First the mean of a few elements is the pivot: exact where all elements are the same. Where it
+  // turns out to be far off, the mean it led to is the next and last.
+  V pivot = load_one(x);
+  if (run.length >= kUnroll * kWidth) {
+    Sum<acc_t> sample;
+    for (int i = 0; i < kUnroll; ++i) sample.parts[i] = load(x + i * kWidth);
+    pivot = splat(static_cast<acc_t>(sample.total() / (kUnroll * kWidth)));
   }
-  for (; j + kWidth <= columns; j += kWidth) body(j, std::integral_constant<int, 1>());
-  if (j < columns) body(columns - kWidth, std::integral_constant<int, 1>());
-}
-
-template <typename scalar_t>
-void column_moments(const void* x_data, Tile tile, const void* next_data, int64_t count,
-                    double* mean, double* m2) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
-  constexpr int kWidth = kLanes<acc_t>;
-  const scalar_t* x = as<scalar_t>(x_data);
-  const scalar_t* next = as<scalar_t>(next_data);
-
-  // Moments of this tile: mean = center + deviation / rows.
-  acc_t center[kMaxTileColumns], deviation[kMaxTileColumns], square[kMaxTileColumns];
-  for_each_strip<kWidth>(tile.columns, [&](int64_t j, auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    V pivots[kVectors], sums[kVectors] = {}, squares[kVectors] = {};
-    for (int v = 0; v < kVectors; ++v) pivots[v] = load(x + j + v * kWidth);
-    for (int64_t row = 1; row < tile.rows; ++row) {
-      const scalar_t* elements = x + row * tile.row_stride + j;
-      for (int v = 0; v < kVectors; ++v) sums[v] += load(elements + v * kWidth) - pivots[v];
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      pivots[v] += sums[v] / static_cast<acc_t>(tile.rows);
-      sums[v] = V{};
-    }
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      const scalar_t* elements = x + row * tile.row_stride + j;
-      for (int v = 0; v < kVectors; ++v) {
-        prefetch(next, v, row * tile.row_stride + j + v * kWidth);
-        const V difference = load(elements + v * kWidth) - pivots[v];
-        sums[v] += difference;
-        squares[v] += difference * difference;
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      store<false>(center + j + v * kWidth, pivots[v]);
-      store<false>(deviation + j + v * kWidth, sums[v]);
-      store<false>(square + j + v * kWidth, squares[v]);
-    }
-  });
-
-  const double rows = static_cast<double>(tile.rows);
-  const double share = rows / static_cast<double>(count + tile.rows);
-  const double weight = share * static_cast<double>(count);
-  for (int64_t j = 0; j < tile.columns; ++j) {
-    const double residual = static_cast<double>(deviation[j]) / rows;
-    const double delta = static_cast<double>(center[j]) + residual - mean[j];
-    mean[j] += delta * share;
-    m2[j] += (static_cast<double>(square[j]) - residual * residual * rows) + delta * delta * weight;
-  }
-}
-
-template <typename scalar_t>
-void grad_sums(const void* dy_data, const void* x_data, Run run, const void* next_dy_data,
-               const void* next_x_data, double mean_value, double* sum_dy, double* sum_dy_xmu) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
-  const scalar_t* dy = as<scalar_t>(dy_data);
-  const scalar_t* x = as<scalar_t>(x_data);
-  const scalar_t* next_dy = as<scalar_t>(next_dy_data);
-  const scalar_t* next_x = as<scalar_t>(next_x_data);
-  const V mean = splat(static_cast<acc_t>(mean_value));
-  Sum<acc_t> dys, products;
-  for_each_vector<kLanes<acc_t>>(run, [&](int slot, int64_t i, int64_t tail) {
-    prefetch(next_dy, slot, i);
-    prefetch(next_x, slot, i);
-    V gradient = load(dy + i);
-    V deviation = load(x + i) - mean;
-    if (tail) {
-      gradient = keep_last<acc_t>(tail, gradient, V{});
-      deviation = keep_last<acc_t>(tail, deviation, V{});
-    }
-    dys.parts[slot] += gradient;
-    products.parts[slot] += gradient * deviation;
-  });
-  *sum_dy = dys.total();
-  *sum_dy_xmu = products.total();
-}
-
-template <typename scalar_t>
-void column_grad_sums(const void* dy_data, const void* x_data, Tile tile, const void* next_dy_data,
-                      const void* next_x_data, const void* mean_data, double* sum_dy,
-                      double* sum_dy_xmu) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
-  constexpr int kWidth = kLanes<acc_t>;
-  const scalar_t* dy = as<scalar_t>(dy_data);
-  const scalar_t* x = as<scalar_t>(x_data);
-  const scalar_t* next_dy = as<scalar_t>(next_dy_data);
-  const scalar_t* next_x = as<scalar_t>(next_x_data);
-  const acc_t* mean = as<acc_t>(mean_data);
-
-  acc_t tile_dy[kMaxTileColumns], tile_product[kMaxTileColumns];
-  for_each_strip<kWidth>(tile.columns, [&](int64_t j, auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    V means[kVectors], dys[kVectors] = {}, products[kVectors] = {};
-    for (int v = 0; v < kVectors; ++v) means[v] = load(mean + j + v * kWidth);
-    for (int64_t row = 0; row < tile.rows; ++row) {
-      const int64_t first = row * tile.row_stride + j;
-      for (int v = 0; v < kVectors; ++v) {
-        prefetch(next_dy, v, first + v * kWidth);
-        prefetch(next_x, v, first + v * kWidth);
-        const V gradient = load(dy + first + v * kWidth);
-        dys[v] += gradient;
-        products[v] += gradient * (load(x + first + v * kWidth) - means[v]);
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      store<false>(tile_dy + j + v * kWidth, dys[v]);
-      store<false>(tile_product + j + v * kWidth, products[v]);
-    }
-  });
-  for (int64_t j = 0; j < tile.columns; ++j) {
-    sum_dy[j] += static_cast<double>(tile_dy[j]);
-    sum_dy_xmu[j] += static_cast<double>(tile_product[j]);
+  for (bool last = false;; last = true) {
+    Sum<acc_t> deviations, squares;
+    for_each_vector<kWidth>(run, [&](int slot, int64_t i, int64_t tail) {
+      prefetch(x + i + kPrefetchElements<scalar_t>, slot);
+      V value = load(x + i);
+      if (tail) value = keep_last<acc_t>(tail, value, pivot);
+      const V deviation = value - pivot;
+      deviations.parts[slot] += deviation;
+      squares.parts[slot] += deviation * deviation;
+    });
+    const double shift = deviations.total() / count;
+    const double squared_shift = shift * shift * count;
+    *mean = pivot[0] + shift;
+    *m2 = squares.total() - squared_shift;
+    if (last || squared_shift <= kFarthestPivot * *m2) return;
+    pivot = splat(static_cast<acc_t>(*mean));
   }
 }
 
@@ -270,6 +150,159 @@ inline Vector<acc_type<scalar_t>> load_as(const scalar_t* from, std::false_type)
   return load_one(from);
 }
 
+constexpr int64_t kVisitRows = 8;
+
+// Sweeps a tile in visits of a few rows by a few vectors, for which visit(j, vectors, begin, end)
+// adds rows [begin, end) of `vectors` vectors from column j on to its sums; they start with row 0.
+// Few rows, so that memory is read almost in order. Columns that do not fill a vector are left for
+// last, in one that overlaps its neighbour and computes the same again.
+template <int kWidth, typename Visit>
+inline __attribute__((always_inline)) void for_each_visit(const Tile& tile, Visit visit) {
+  constexpr std::integral_constant<int, kUnroll> kFull;
+  constexpr std::integral_constant<int, 1> kSingle;
+  for (int64_t begin = 0; begin < tile.rows; begin += kVisitRows) {
+    const int64_t end = begin + kVisitRows < tile.rows ? begin + kVisitRows : tile.rows;
+    int64_t j = 0;
+    for (; j + kUnroll * kWidth <= tile.columns; j += kUnroll * kWidth) visit(j, kFull, begin, end);
+    for (; j + kWidth <= tile.columns; j += kWidth) visit(j, kSingle, begin, end);
+  }
+  if (tile.columns % kWidth != 0) visit(tile.columns - kWidth, kSingle, 0, tile.rows);
+}
+
+// Sums of deviations from `pivot` and of their squares, per column.
+template <typename scalar_t, typename acc_t>
+void column_deviations(const scalar_t* x, const Tile& tile, const acc_t* pivot, acc_t* sum,
+                       acc_t* square) {
+  using V = Vector<acc_t>;
+  constexpr int kWidth = kLanes<acc_t>;
+  for_each_visit<kWidth>(tile, [&](int64_t j, auto vectors, int64_t begin, int64_t end) {
+    constexpr int kVectors = decltype(vectors)::value;
+    V pivots[kVectors], sums[kVectors] = {}, squares[kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) {
+      pivots[v] = load(pivot + j + v * kWidth);
+      if (begin == 0) continue;
+      sums[v] = load(sum + j + v * kWidth);
+      squares[v] = load(square + j + v * kWidth);
+    }
+    for (int64_t row = begin; row < end; ++row) {
+      const scalar_t* elements = x + row * tile.row_stride + j;
+      for (int v = 0; v < kVectors; ++v) {
+        prefetch(elements + v * kWidth + kVisitRows * tile.row_stride, v);
+        const V deviation = load(elements + v * kWidth) - pivots[v];
+        sums[v] += deviation;
+        squares[v] += deviation * deviation;
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      store<false>(sum + j + v * kWidth, sums[v]);
+      store<false>(square + j + v * kWidth, squares[v]);
+    }
+  });
+}
+
+template <typename scalar_t>
+void column_moments(const void* x_data, Tile tile, int64_t count, double* mean, double* m2) {
+  using acc_t = acc_type<scalar_t>;
+  const scalar_t* x = as<scalar_t>(x_data);
+  const acc_t inverse_rows = acc_t{1} / static_cast<acc_t>(tile.rows);
+
+  // As in moments(), of every column: mean = pivot + sum / rows.
+  acc_t pivot[kMaxTileColumns], sum[kMaxTileColumns], square[kMaxTileColumns];
+  const int64_t sampled = tile.rows < 4 ? 1 : 4;
+  for (int64_t row = 0; row < sampled; ++row) {
+    map(sum, tile.columns, false,
+        [&](int64_t j, auto whole) { return load_as(x + row * tile.row_stride + j, whole); });
+    for (int64_t j = 0; j < tile.columns; ++j) pivot[j] = row == 0 ? sum[j] : pivot[j] + sum[j];
+  }
+  for (int64_t j = 0; j < tile.columns; ++j) pivot[j] /= static_cast<acc_t>(sampled);
+  for (bool last = false;; last = true) {
+    column_deviations(x, tile, pivot, sum, square);
+    int far = 0;
+    for (int64_t j = 0; j < tile.columns; ++j) {
+      const acc_t squared_shift = sum[j] * sum[j] * inverse_rows;
+      far |= !(squared_shift <= kFarthestPivot * (square[j] - squared_shift));
+    }
+    if (last || !far) break;
+    for (int64_t j = 0; j < tile.columns; ++j) pivot[j] += sum[j] * inverse_rows;
+  }
+
+  const double rows = static_cast<double>(tile.rows);
+  const double share = rows / static_cast<double>(count + tile.rows);
+  const double weight = share * static_cast<double>(count);
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    const double residual = static_cast<double>(sum[j]) / rows;
+    const double delta = static_cast<double>(pivot[j]) + residual - mean[j];
+    mean[j] += delta * share;
+    m2[j] += (static_cast<double>(square[j]) - residual * residual * rows) + delta * delta * weight;
+  }
+}
+
+template <typename scalar_t>
+void grad_sums(const void* dy_data, const void* x_data, Run run, double mean_value, double* sum_dy,
+               double* sum_dy_xmu) {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vector<acc_t>;
+  const scalar_t* dy = as<scalar_t>(dy_data);
+  const scalar_t* x = as<scalar_t>(x_data);
+  const V mean = splat(static_cast<acc_t>(mean_value));
+  Sum<acc_t> dys, products;
+  for_each_vector<kLanes<acc_t>>(run, [&](int slot, int64_t i, int64_t tail) {
+    prefetch(dy + i + kPrefetchElements<scalar_t>, slot);
+    prefetch(x + i + kPrefetchElements<scalar_t>, slot);
+    V gradient = load(dy + i);
+    V deviation = load(x + i) - mean;
+    if (tail) {
+      gradient = keep_last<acc_t>(tail, gradient, V{});
+      deviation = keep_last<acc_t>(tail, deviation, V{});
+    }
+    dys.parts[slot] += gradient;
+    products.parts[slot] += gradient * deviation;
+  });
+  *sum_dy = dys.total();
+  *sum_dy_xmu = products.total();
+}
+
+template <typename scalar_t>
+void column_grad_sums(const void* dy_data, const void* x_data, Tile tile, const void* mean_data,
+                      double* sum_dy, double* sum_dy_xmu) {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vector<acc_t>;
+  constexpr int kWidth = kLanes<acc_t>;
+  const scalar_t* dy = as<scalar_t>(dy_data);
+  const scalar_t* x = as<scalar_t>(x_data);
+  const acc_t* mean = as<acc_t>(mean_data);
+
+  acc_t tile_dy[kMaxTileColumns], tile_product[kMaxTileColumns];
+  for_each_visit<kWidth>(tile, [&](int64_t j, auto vectors, int64_t begin, int64_t end) {
+    constexpr int kVectors = decltype(vectors)::value;
+    V means[kVectors], dys[kVectors] = {}, products[kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) {
+      means[v] = load(mean + j + v * kWidth);
+      if (begin == 0) continue;
+      dys[v] = load(tile_dy + j + v * kWidth);
+      products[v] = load(tile_product + j + v * kWidth);
+    }
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t first = row * tile.row_stride + j;
+      for (int v = 0; v < kVectors; ++v) {
+        prefetch(dy + first + v * kWidth + kVisitRows * tile.row_stride, v);
+        prefetch(x + first + v * kWidth + kVisitRows * tile.row_stride, v);
+        const V gradient = load(dy + first + v * kWidth);
+        dys[v] += gradient;
+        products[v] += gradient * (load(x + first + v * kWidth) - means[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      store<false>(tile_dy + j + v * kWidth, dys[v]);
+      store<false>(tile_product + j + v * kWidth, products[v]);
+    }
+  });
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    sum_dy[j] += static_cast<double>(tile_dy[j]);
+    sum_dy_xmu[j] += static_cast<double>(tile_product[j]);
+  }
+}
+
 template <typename scalar_t>
 void normalize(const void* x_data, void* y_data, Run run, Affine affine, bool stream) {
   using acc_t = acc_type<scalar_t>;
@@ -278,6 +311,23 @@ void normalize(const void* x_data, void* y_data, Run run, Affine affine, bool st
   const V scale = splat(static_cast<acc_t>(affine.scale));
   const V shift = splat(static_cast<acc_t>(affine.shift));
   for (int64_t segment = 0; segment < run.segments; ++segment) {
+    const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
+    scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
+    map(y, run.length, stream,
+        [&](int64_t i, auto whole) -> V { return (load_as(x + i, whole) - mean) * scale + shift; });
+  }
+  if (stream) stream_fence();
+}
+
+template <typename scalar_t>
+void normalize_channels(const void* x_data, void* y_data, Run run, AffineColumns affine,
+                        bool stream) {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vector<acc_t>;
+  for (int64_t segment = 0; segment < run.segments; ++segment) {
+    const V mean = splat(as<acc_t>(affine.mean)[segment]);
+    const V scale = splat(as<acc_t>(affine.scale)[segment]);
+    const V shift = splat(as<acc_t>(affine.shift)[segment]);
     const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
     scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
     map(y, run.length, stream,
@@ -372,9 +422,16 @@ void scatter(const void* from_data, void* to_data, int64_t stride, int64_t lengt
 
 template <typename scalar_t>
 constexpr Loops make_loops() {
-  return {moments<scalar_t>,          column_moments<scalar_t>,     grad_sums<scalar_t>,
-          column_grad_sums<scalar_t>, normalize<scalar_t>,          normalize_columns<scalar_t>,
-          grad_input<scalar_t>,       grad_input_columns<scalar_t>, gather<scalar_t>,
+  return {moments<scalar_t>,
+          column_moments<scalar_t>,
+          grad_sums<scalar_t>,
+          column_grad_sums<scalar_t>,
+          normalize<scalar_t>,
+          normalize_channels<scalar_t>,
+          normalize_columns<scalar_t>,
+          grad_input<scalar_t>,
+          grad_input_columns<scalar_t>,
+          gather<scalar_t>,
           scatter<scalar_t>};
 }
 

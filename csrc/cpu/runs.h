@@ -28,11 +28,6 @@ struct Block {
   int64_t elements() const { return run.segments * run.length; }
 };
 
-struct Place {
-  int64_t channel;
-  Block block;
-};
-
 class BlockList {
  public:
   explicit BlockList(const Problem& problem)
@@ -40,7 +35,6 @@ class BlockList {
         chunks_(std::max<int64_t>(1, (problem.spatial + kBlockElements - 1) / kBlockElements)),
         samples_(std::max<int64_t>(1, kBlockElements / problem.spatial)) {}
 
-  int64_t chunks() const { return chunks_; }
   int64_t blocks() const { return (problem_.batch + samples_ - 1) / samples_ * chunks_; }
   int64_t pieces() const { return (blocks() + kBlocksPerPiece - 1) / kBlocksPerPiece; }
   int64_t piece_begin(int64_t piece) const { return piece * kBlocksPerPiece; }
@@ -64,7 +58,7 @@ class BlockList {
 };
 
 // Reduces every channel, finishes it, and applies what came out to its elements:
-//   reduce(channel, block, next) -> Sums, next being what comes after;
+//   reduce(channel, block) -> Sums;
 //   finish(channel, Sums) -> Coefficients;
 //   apply(channel, block, Coefficients).
 // The second pass walks backward, to meet what the first one left in cache.
@@ -79,13 +73,7 @@ void reduce_and_apply(const Problem& problem, Reduce reduce, Finish finish, Appl
   auto reduce_piece = [&](int64_t channel, int64_t piece) {
     Sums sums;
     for (int64_t b = blocks.piece_begin(piece); b < blocks.piece_end(piece); ++b) {
-      Place next{channel, blocks[b]};
-      if (b + 1 < blocks.blocks()) {
-        next.block = blocks[b + 1];
-      } else if (channel + 1 < channels) {
-        next = {channel + 1, blocks[0]};
-      }
-      sums.merge(reduce(channel, blocks[b], next));
+      sums.merge(reduce(channel, blocks[b]));
     }
     return sums;
   };
@@ -126,24 +114,16 @@ void reduce_and_apply(const Problem& problem, Reduce reduce, Finish finish, Appl
   });
 }
 
-// One pass, apply(channel, block), in the order of memory where the activation is contiguous.
+// One pass over everything: apply(channel, block).
 template <typename Apply>
 void apply_only(const Problem& problem, Apply apply) {
   const BlockList blocks(problem);
-  const bool contiguous = problem.layout == Layout::kNCS;
-  const int64_t samples = contiguous ? problem.batch : 1;
-  const int64_t per_sample = contiguous ? blocks.chunks() : blocks.blocks();
-  const int64_t tasks = samples * problem.channels * per_sample;
-  const int64_t elements = problem.batch * problem.channels * problem.spatial;
-  parallel_for(tasks, elements / tasks, [&](int64_t begin, int64_t end) {
+  const int64_t pieces = blocks.pieces();
+  const int64_t tasks = problem.channels * pieces;
+  parallel_for(tasks, problem.per_channel() / pieces, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / per_sample;
-      Block block = blocks[i % per_sample];
-      if (contiguous) {
-        block.sample = row / problem.channels;
-        block.run.segments = 1;
-      }
-      apply(row % problem.channels, block);
+      const int64_t last = blocks.piece_end(i % pieces);
+      for (int64_t b = blocks.piece_begin(i % pieces); b < last; ++b) apply(i / pieces, blocks[b]);
     }
   });
 }
@@ -174,11 +154,6 @@ class Operand {
         },
         scratch);
     return scratch.data();
-  }
-
-  // Where read() will find the elements, if it finds them in place.
-  const void* hint(const Place& place, const void* otherwise) const {
-    return problem_.layout == Layout::kNCS ? address(place.channel, place.block) : otherwise;
   }
 
   // Where to put the block's elements; commit() moves them on.

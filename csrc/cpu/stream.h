@@ -8,7 +8,7 @@ namespace fastbn::cpu {
 // Outputs of this size leave the cache before anyone reads them: writing them past it saves reading
 // their old contents first. Below kStreamRunBytes of adjacent elements too many cache lines are
 // written in parts, which costs more.
-constexpr int64_t kStreamBytes = 8 << 20;
+constexpr int64_t kStreamBytes = 16 << 20;
 constexpr int64_t kStreamRunBytes = 2 << 10;
 constexpr int64_t kCacheLine = 64;
 

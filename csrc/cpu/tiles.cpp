@@ -5,7 +5,9 @@
 // The activation is a matrix of N*S rows and C columns. Where C is small, several rows count as one
 // wider row, so that a vector is always full; every column still belongs to one channel. Statistics
 // of all tiles come first, in tasks whose number depends on the shape alone and whose results are
-// merged in their order; the second pass walks backward, to meet what the first left in cache.
+// merged in their order; the second pass takes the tasks backward, to meet what the first left in
+// cache. (Doing some columns after others, so that they stay in cache between the passes, is
+// slower: rows of a power of two collide in it.)
 #include <algorithm>
 #include <vector>
 
@@ -49,20 +51,15 @@ class TileGrid {
   int64_t rest_begin() const { return rows_ * columns_; }
   int64_t rows_of(int64_t piece) const { return piece_end(piece) - piece * rows_per_piece_; }
 
-  // First element of the tile below the one that begins with `first`.
-  int64_t next(int64_t first) const { return first + kTileRows * columns_; }
-
   // Calls body(piece, first column, first element, tile) for the tiles of a task.
   template <typename Body>
-  void for_each_tile(int64_t task, bool backward, Body body) const {
+  void for_each_tile(int64_t task, Body body) const {
     const int64_t piece = task / strips_;
     const int64_t strip = task % strips_;
     const int64_t column = columns_ * strip / strips_;
     const int64_t width = columns_ * (strip + 1) / strips_ - column;
     const int64_t begin = piece * rows_per_piece_;
-    const int64_t tiles = (rows_of(piece) + kTileRows - 1) / kTileRows;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t row = begin + (backward ? tiles - 1 - i : i) * kTileRows;
+    for (int64_t row = begin; row < piece_end(piece); row += kTileRows) {
       const int64_t height = std::min(kTileRows, piece_end(piece) - row);
       body(piece, column, row * columns_ + column, Tile{height, columns_, width});
     }
@@ -135,10 +132,9 @@ std::vector<Moments> all_moments(const Problem& problem, const TileGrid& grid,
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t seen = 0;
-      grid.for_each_tile(task, false, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
+      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
         const int64_t at = piece * grid.columns() + column;
-        inner.column_moments(element(problem, x, first), tile,
-                             element(problem, x, grid.next(first)), seen, &partial.first[at],
+        inner.column_moments(element(problem, x, first), tile, seen, &partial.first[at],
                              &partial.second[at]);
         seen += tile.rows;
       });
@@ -178,12 +174,10 @@ std::vector<GradSums> all_grad_sums(const Backward& op, const TileGrid& grid, co
   Partial partial(grid);
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      grid.for_each_tile(task, false, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
+      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
         const int64_t at = piece * grid.columns() + column;
         inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), tile,
-                               element(problem, op.dy, grid.next(first)),
-                               element(problem, op.x, grid.next(first)), mean.at(0, column),
-                               &partial.first[at], &partial.second[at]);
+                               mean.at(0, column), &partial.first[at], &partial.second[at]);
         also(column, first, tile);
       });
     }
@@ -218,7 +212,7 @@ void apply_backward(const TileGrid& grid, Apply apply) {
   if (grid.rest() > 0) apply(0, grid.rest_begin(), Tile{1, 0, grid.rest()});
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = end; task-- > begin;) {
-      grid.for_each_tile(task, true, [&](int64_t, int64_t column, int64_t first, Tile tile) {
+      grid.for_each_tile(task, [&](int64_t, int64_t column, int64_t first, Tile tile) {
         apply(column, first, tile);
       });
     }
