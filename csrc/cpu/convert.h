@@ -21,12 +21,18 @@ inline F32 bfloat16_to_float(U32 half) {
   return bit_cast<F32>(half << 16);
 }
 
-// Rounds to nearest even. A NaN must have zeros in the half that is cut off, or rounding may carry
-// out of it: NaNs widened from 16-bit values have, and the processor's own.
+// The upper halves are the result, rounded to nearest even. A NaN must have zeros in the half that
+// is cut off, or rounding may carry out of it: NaNs widened from 16-bit values have, and the
+// processor's own.
+template <typename U32, typename F32>
+inline U32 round_to_bfloat16(F32 value) {
+  const U32 bits = bit_cast<U32>(value);
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
+}
+
 template <typename U32, typename F32>
 inline U32 float_to_bfloat16(F32 value) {
-  const U32 bits = bit_cast<U32>(value);
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return round_to_bfloat16<U32>(value) >> 16;
 }
 
 template <typename F32, typename U32>

@@ -29,6 +29,12 @@ template <typename acc_t>
 struct Sum {
   Vector<acc_t> parts[kUnroll] = {};
 
+  void add(int slot, Vector<acc_t> value) { parts[slot] += value; }
+  void add(int slot, Pair<acc_t> value) {
+    parts[slot] += value.first;
+    parts[slot + 1] += value.second;
+  }
+
   double total() const {
     return FASTBN_CAPABILITY::total<acc_t>((parts[0] + parts[1]) + (parts[2] + parts[3]));
   }
@@ -41,23 +47,63 @@ inline __attribute__((always_inline)) void prefetch(const scalar_t* next, int sl
   constexpr int kBytes = kLanes<acc_type<scalar_t>> * static_cast<int>(sizeof(scalar_t));
   if (slot * kBytes % 64 == 0) __builtin_prefetch(next, 0, 2);
 }
-// In a run, this many bytes ahead.
-template <typename scalar_t>
-constexpr int64_t kPrefetchElements = 1024 / sizeof(scalar_t);
+constexpr int kPrefetchBytes = 1024;
 
-// Calls body(slot, offset, tail) for every vector of a run: slot is the accumulator to use, offset
-// the vector's first element, and tail, where not zero, how many of its last lanes are new.
+// Positions in a run or row, and how to load what is there: a pair of vectors, a vector, the last
+// lanes of one with `fill` in the others, or a single element in all lanes.
+template <LaneOrder kOrder>
+struct PairAt {
+  int64_t i;
+  template <typename scalar_t>
+  Pair<acc_type<scalar_t>> operator()(const scalar_t* data) const {
+    return load_pair<kOrder>(data + i);
+  }
+  template <typename scalar_t, typename Fill>
+  Pair<acc_type<scalar_t>> operator()(const scalar_t* data, Fill) const {
+    return (*this)(data);
+  }
+};
+struct VectorAt {
+  int64_t i;
+  template <typename scalar_t>
+  Vector<acc_type<scalar_t>> operator()(const scalar_t* data) const {
+    return load(data + i);
+  }
+  template <typename scalar_t, typename Fill>
+  Vector<acc_type<scalar_t>> operator()(const scalar_t* data, Fill) const {
+    return load(data + i);
+  }
+};
+struct TailAt {
+  int64_t i;
+  int64_t count;
+  template <typename scalar_t, typename Fill>
+  Vector<acc_type<scalar_t>> operator()(const scalar_t* data, Fill fill) const {
+    return keep_last<acc_type<scalar_t>>(count, load(data + i), fill);
+  }
+};
+struct ElementAt {
+  int64_t i;
+  template <typename scalar_t>
+  Vector<acc_type<scalar_t>> operator()(const scalar_t* data) const {
+    return load_one(data + i);
+  }
+};
+
+// Calls body(slot, at) for all elements of a run; slot is the first accumulator to use.
 template <int kWidth, typename Body>
 inline __attribute__((always_inline)) void for_each_vector(Run run, Body body) {
   for (int64_t segment = 0; segment < run.segments; ++segment) {
     const int64_t first = segment * run.segment_stride;
     int64_t i = 0;
     for (; i + kUnroll * kWidth <= run.length; i += kUnroll * kWidth) {
-#pragma GCC unroll 4
-      for (int slot = 0; slot < kUnroll; ++slot) body(slot, first + i + slot * kWidth, 0);
+#pragma GCC unroll 2
+      for (int slot = 0; slot < kUnroll; slot += 2) {
+        body(slot, PairAt<LaneOrder::kAny>{first + i + slot * kWidth});
+      }
     }
-    for (; i + kWidth <= run.length; i += kWidth) body(0, first + i, 0);
-    if (i < run.length) body(1, first + run.length - kWidth, run.length - i);
+    for (; i + kWidth <= run.length; i += kWidth) body(0, VectorAt{first + i});
+    if (i < run.length) body(1, TailAt{first + run.length - kWidth, run.length - i});
   }
 }
 
@@ -83,13 +129,11 @@ void moments(const void* x_data, Run run, double* mean, double* m2) {
   }
   for (bool last = false;; last = true) {
     Sum<acc_t> deviations, squares;
-    for_each_vector<kWidth>(run, [&](int slot, int64_t i, int64_t tail) {
-      prefetch(x + i + kPrefetchElements<scalar_t>, slot);
-      V value = load(x + i);
-      if (tail) value = keep_last<acc_t>(tail, value, pivot);
-      const V deviation = value - pivot;
-      deviations.parts[slot] += deviation;
-      squares.parts[slot] += deviation * deviation;
+    for_each_vector<kWidth>(run, [&](int slot, auto at) {
+      prefetch(x + at.i + kPrefetchBytes / sizeof(scalar_t), slot);
+      const auto deviation = at(x, pivot) - pivot;
+      deviations.add(slot, deviation);
+      squares.add(slot, deviation * deviation);
     });
     const double shift = deviations.total() / count;
     const double squared_shift = shift * shift * count;
@@ -101,29 +145,26 @@ void moments(const void* x_data, Run run, double* mean, double* m2) {
 }
 
 // Whole vectors of [i, length), as many as there are; returns where they end.
-template <bool kStream, typename scalar_t, typename Body>
+template <LaneOrder kOrder, bool kStream, typename scalar_t, typename Body>
 inline __attribute__((always_inline)) int64_t map_vectors(scalar_t* out, int64_t i, int64_t length,
-                                                          Body vector_at) {
+                                                          Body value) {
   constexpr int kWidth = kLanes<acc_type<scalar_t>>;
-  constexpr std::true_type kWhole;
   for (; i + 2 * kWidth <= length; i += 2 * kWidth) {
-    store_pair<kStream>(out + i, vector_at(i, kWhole), vector_at(i + kWidth, kWhole));
+    store_pair<kOrder, kStream>(out + i, value(PairAt<kOrder>{i}));
   }
-  for (; !kStream && i + kWidth <= length; i += kWidth) store<false>(out + i, vector_at(i, kWhole));
+  for (; !kStream && i + kWidth <= length; i += kWidth) store<false>(out + i, value(VectorAt{i}));
   return i;
 }
 
-// Writes vector_at(i, whole) to `length` elements of `out`; `whole` says whether a vector is there
-// to be read at i, or just an element. Overlapping vectors write the same values twice, which is
-// cheaper than single elements.
-template <typename scalar_t, typename Body>
+// Writes value(at) to `length` elements of `out`. Overlapping vectors write the same values twice,
+// which is cheaper than single elements.
+template <LaneOrder kOrder, typename scalar_t, typename Body>
 inline __attribute__((always_inline)) void map(scalar_t* out, int64_t length, bool stream,
-                                               Body vector_at) {
+                                               Body value) {
   constexpr int kWidth = kLanes<acc_type<scalar_t>>;
   constexpr int64_t kSize = sizeof(scalar_t);
-  constexpr std::true_type kWhole;
   if (length < kWidth) {
-    for (int64_t i = 0; i < length; ++i) store_one(out + i, vector_at(i, std::false_type()));
+    for (int64_t i = 0; i < length; ++i) store_one(out + i, value(ElementAt{i}));
     return;
   }
   int64_t i = 0;
@@ -132,22 +173,12 @@ inline __attribute__((always_inline)) void map(scalar_t* out, int64_t length, bo
     const int64_t misaligned = reinterpret_cast<intptr_t>(out) % kVectorBytes / kSize;
     if (misaligned != 0) {
       i = kVectorBytes / kSize - misaligned;
-      map_vectors<false>(out, 0, i + kWidth, vector_at);
+      map_vectors<kOrder, false>(out, 0, i + kWidth, value);
     }
-    i = map_vectors<true>(out, i, length, vector_at);
+    i = map_vectors<kOrder, true>(out, i, length, value);
   }
-  i = map_vectors<false>(out, i, length, vector_at);
-  if (i < length) store<false>(out + length - kWidth, vector_at(length - kWidth, kWhole));
-}
-
-// A vector at full width, or its first element alone where fewer elements are left than lanes.
-template <typename scalar_t>
-inline Vector<acc_type<scalar_t>> load_as(const scalar_t* from, std::true_type) {
-  return load(from);
-}
-template <typename scalar_t>
-inline Vector<acc_type<scalar_t>> load_as(const scalar_t* from, std::false_type) {
-  return load_one(from);
+  i = map_vectors<kOrder, false>(out, i, length, value);
+  if (i < length) store<false>(out + length - kWidth, value(VectorAt{length - kWidth}));
 }
 
 constexpr int64_t kVisitRows = 8;
@@ -210,8 +241,8 @@ void column_moments(const void* x_data, Tile tile, int64_t count, double* mean, 
   acc_t pivot[kMaxTileColumns], sum[kMaxTileColumns], square[kMaxTileColumns];
   const int64_t sampled = tile.rows < 4 ? 1 : 4;
   for (int64_t row = 0; row < sampled; ++row) {
-    map(sum, tile.columns, false,
-        [&](int64_t j, auto whole) { return load_as(x + row * tile.row_stride + j, whole); });
+    const scalar_t* elements = x + row * tile.row_stride;
+    map<LaneOrder::kMemory>(sum, tile.columns, false, [&](auto at) { return at(elements); });
     for (int64_t j = 0; j < tile.columns; ++j) pivot[j] = row == 0 ? sum[j] : pivot[j] + sum[j];
   }
   for (int64_t j = 0; j < tile.columns; ++j) pivot[j] /= static_cast<acc_t>(sampled);
@@ -246,17 +277,12 @@ void grad_sums(const void* dy_data, const void* x_data, Run run, double mean_val
   const scalar_t* x = as<scalar_t>(x_data);
   const V mean = splat(static_cast<acc_t>(mean_value));
   Sum<acc_t> dys, products;
-  for_each_vector<kLanes<acc_t>>(run, [&](int slot, int64_t i, int64_t tail) {
-    prefetch(dy + i + kPrefetchElements<scalar_t>, slot);
-    prefetch(x + i + kPrefetchElements<scalar_t>, slot);
-    V gradient = load(dy + i);
-    V deviation = load(x + i) - mean;
-    if (tail) {
-      gradient = keep_last<acc_t>(tail, gradient, V{});
-      deviation = keep_last<acc_t>(tail, deviation, V{});
-    }
-    dys.parts[slot] += gradient;
-    products.parts[slot] += gradient * deviation;
+  for_each_vector<kLanes<acc_t>>(run, [&](int slot, auto at) {
+    prefetch(dy + at.i + kPrefetchBytes / sizeof(scalar_t), slot);
+    prefetch(x + at.i + kPrefetchBytes / sizeof(scalar_t), slot);
+    const auto gradient = at(dy, V{});
+    dys.add(slot, gradient);
+    products.add(slot, gradient * (at(x, mean) - mean));
   });
   *sum_dy = dys.total();
   *sum_dy_xmu = products.total();
@@ -306,15 +332,14 @@ void column_grad_sums(const void* dy_data, const void* x_data, Tile tile, const 
 template <typename scalar_t>
 void normalize(const void* x_data, void* y_data, Run run, Affine affine, bool stream) {
   using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
-  const V mean = splat(static_cast<acc_t>(affine.mean));
-  const V scale = splat(static_cast<acc_t>(affine.scale));
-  const V shift = splat(static_cast<acc_t>(affine.shift));
+  const auto mean = splat(static_cast<acc_t>(affine.mean));
+  const auto scale = splat(static_cast<acc_t>(affine.scale));
+  const auto shift = splat(static_cast<acc_t>(affine.shift));
   for (int64_t segment = 0; segment < run.segments; ++segment) {
     const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
     scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
-    map(y, run.length, stream,
-        [&](int64_t i, auto whole) -> V { return (load_as(x + i, whole) - mean) * scale + shift; });
+    map<LaneOrder::kAny>(y, run.length, stream,
+                         [&](auto at) { return (at(x) - mean) * scale + shift; });
   }
   if (stream) stream_fence();
 }
@@ -323,15 +348,14 @@ template <typename scalar_t>
 void normalize_channels(const void* x_data, void* y_data, Run run, AffineColumns affine,
                         bool stream) {
   using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
   for (int64_t segment = 0; segment < run.segments; ++segment) {
-    const V mean = splat(as<acc_t>(affine.mean)[segment]);
-    const V scale = splat(as<acc_t>(affine.scale)[segment]);
-    const V shift = splat(as<acc_t>(affine.shift)[segment]);
+    const auto mean = splat(as<acc_t>(affine.mean)[segment]);
+    const auto scale = splat(as<acc_t>(affine.scale)[segment]);
+    const auto shift = splat(as<acc_t>(affine.shift)[segment]);
     const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
     scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
-    map(y, run.length, stream,
-        [&](int64_t i, auto whole) -> V { return (load_as(x + i, whole) - mean) * scale + shift; });
+    map<LaneOrder::kAny>(y, run.length, stream,
+                         [&](auto at) { return (at(x) - mean) * scale + shift; });
   }
   if (stream) stream_fence();
 }
@@ -340,17 +364,14 @@ template <typename scalar_t>
 void normalize_columns(const void* x_data, void* y_data, Tile tile, AffineColumns affine,
                        bool stream) {
   using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
   const acc_t* mean = as<acc_t>(affine.mean);
   const acc_t* scale = as<acc_t>(affine.scale);
   const acc_t* shift = as<acc_t>(affine.shift);
   for (int64_t row = 0; row < tile.rows; ++row) {
     const scalar_t* x = as<scalar_t>(x_data) + row * tile.row_stride;
     scalar_t* y = as<scalar_t>(y_data) + row * tile.row_stride;
-    map(y, tile.columns, stream, [&](int64_t j, auto whole) -> V {
-      return (load_as(x + j, whole) - load_as(mean + j, whole)) * load_as(scale + j, whole) +
-             load_as(shift + j, whole);
-    });
+    map<LaneOrder::kMemory>(y, tile.columns, stream,
+                            [&](auto at) { return (at(x) - at(mean)) * at(scale) + at(shift); });
   }
   if (stream) stream_fence();
 }
@@ -359,17 +380,16 @@ template <typename scalar_t>
 void grad_input(const void* dy_data, const void* x_data, void* dx_data, Run run, GradAffine affine,
                 bool stream) {
   using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
-  const V mean = splat(static_cast<acc_t>(affine.mean));
-  const V scale = splat(static_cast<acc_t>(affine.scale));
-  const V slope = splat(static_cast<acc_t>(affine.slope));
-  const V offset = splat(static_cast<acc_t>(affine.offset));
+  const auto mean = splat(static_cast<acc_t>(affine.mean));
+  const auto scale = splat(static_cast<acc_t>(affine.scale));
+  const auto slope = splat(static_cast<acc_t>(affine.slope));
+  const auto offset = splat(static_cast<acc_t>(affine.offset));
   for (int64_t segment = 0; segment < run.segments; ++segment) {
     const int64_t first = segment * run.segment_stride;
     const scalar_t* dy = as<scalar_t>(dy_data) + first;
     const scalar_t* x = as<scalar_t>(x_data) + first;
-    map(as<scalar_t>(dx_data) + first, run.length, stream, [&](int64_t i, auto whole) -> V {
-      return load_as(dy + i, whole) * scale + ((load_as(x + i, whole) - mean) * slope + offset);
+    map<LaneOrder::kAny>(as<scalar_t>(dx_data) + first, run.length, stream, [&](auto at) {
+      return at(dy) * scale + ((at(x) - mean) * slope + offset);
     });
   }
   if (stream) stream_fence();
@@ -379,7 +399,6 @@ template <typename scalar_t>
 void grad_input_columns(const void* dy_data, const void* x_data, void* dx_data, Tile tile,
                         GradAffineColumns affine, bool stream) {
   using acc_t = acc_type<scalar_t>;
-  using V = Vector<acc_t>;
   const acc_t* mean = as<acc_t>(affine.mean);
   const acc_t* scale = as<acc_t>(affine.scale);
   const acc_t* slope = as<acc_t>(affine.slope);
@@ -388,10 +407,8 @@ void grad_input_columns(const void* dy_data, const void* x_data, void* dx_data, 
     const int64_t first = row * tile.row_stride;
     const scalar_t* dy = as<scalar_t>(dy_data) + first;
     const scalar_t* x = as<scalar_t>(x_data) + first;
-    map(as<scalar_t>(dx_data) + first, tile.columns, stream, [&](int64_t j, auto whole) -> V {
-      const V deviation = load_as(x + j, whole) - load_as(mean + j, whole);
-      return load_as(dy + j, whole) * load_as(scale + j, whole) +
-             (deviation * load_as(slope + j, whole) + load_as(offset + j, whole));
+    map<LaneOrder::kMemory>(as<scalar_t>(dx_data) + first, tile.columns, stream, [&](auto at) {
+      return at(dy) * at(scale) + ((at(x) - at(mean)) * at(slope) + at(offset));
     });
   }
   if (stream) stream_fence();
@@ -399,11 +416,10 @@ void grad_input_columns(const void* dy_data, const void* x_data, void* dx_data, 
 
 template <typename scalar_t>
 void gather(const void* from_data, int64_t stride, int64_t length, void* to_data) {
-  using acc_t = acc_type<scalar_t>;
   const scalar_t* from = as<scalar_t>(from_data);
-  acc_t* to = as<acc_t>(to_data);
+  acc_type<scalar_t>* to = as<acc_type<scalar_t>>(to_data);
   if (stride == 1) {
-    map(to, length, false, [&](int64_t i, auto whole) { return load_as(from + i, whole); });
+    map<LaneOrder::kMemory>(to, length, false, [&](auto at) { return at(from); });
   } else {
     for (int64_t i = 0; i < length; ++i) store_one(to + i, load_one(from + i * stride));
   }
@@ -414,7 +430,7 @@ void scatter(const void* from_data, void* to_data, int64_t stride, int64_t lengt
   const acc_type<scalar_t>* from = as<acc_type<scalar_t>>(from_data);
   scalar_t* to = as<scalar_t>(to_data);
   if (stride == 1) {
-    map(to, length, false, [&](int64_t i, auto whole) { return load_as(from + i, whole); });
+    map<LaneOrder::kMemory>(to, length, false, [&](auto at) { return at(from); });
   } else {
     for (int64_t i = 0; i < length; ++i) store_one(to + i * stride, load_one(from + i));
   }

@@ -172,23 +172,6 @@ inline void store(scalar_t* to, Vector<acc_type<scalar_t>> value) {
   }
 }
 
-// Two vectors side by side, in one store where that takes fewer instructions than two.
-template <bool kStream, typename scalar_t>
-inline void store_pair(scalar_t* to, Vector<acc_type<scalar_t>> first,
-                       Vector<acc_type<scalar_t>> second) {
-#if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 32
-  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
-    const __m256i packed = _mm256_packus_epi32(bit_cast<__m256i>(float_to_bfloat16<Word>(first)),
-                                               bit_cast<__m256i>(float_to_bfloat16<Word>(second)));
-    const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xd8);
-    kStream ? stream_bits(to, ordered) : store_bits(to, ordered);
-    return;
-  }
-#endif
-  store<kStream>(to, first);
-  store<kStream>(to + kLanes<acc_type<scalar_t>>, second);
-}
-
 template <typename acc_t>
 inline Vector<acc_t> splat(acc_t value) {
   return value - Vector<acc_t>{};
@@ -228,6 +211,57 @@ inline double total(Vector<acc_t> value) {
   double sum = 0;
   for (int i = 0; i < kLanes<acc_t>; ++i) sum += value[i];
   return sum;
+}
+
+// Two vectors computed with as one.
+template <typename acc_t>
+struct Pair {
+  using V = Vector<acc_t>;
+  V first, second;
+
+  friend Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+  friend Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
+  friend Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
+  friend Pair operator+(Pair a, V b) { return {a.first + b, a.second + b}; }
+  friend Pair operator-(Pair a, V b) { return {a.first - b, a.second - b}; }
+  friend Pair operator*(Pair a, V b) { return {a.first * b, a.second * b}; }
+};
+
+// The lanes of a pair either follow one another in memory, or are in whatever order takes the
+// fewest instructions: elements that all meet the same coefficients, or end in the same sum, do not
+// care.
+enum class LaneOrder { kMemory, kAny };
+
+template <LaneOrder kOrder, typename scalar_t>
+inline Pair<acc_type<scalar_t>> load_pair(const scalar_t* from) {
+  if constexpr (kOrder == LaneOrder::kAny && std::is_same_v<scalar_t, BFloat16>) {
+    // Every word holds an element in each half.
+    const Word words = load_bits<Word>(from);
+    return {bit_cast<Vector<float>>(words << 16), bit_cast<Vector<float>>(words & 0xffff0000u)};
+  } else {
+    return {load(from), load(from + kLanes<acc_type<scalar_t>>)};
+  }
+}
+
+template <LaneOrder kOrder, bool kStream, typename scalar_t>
+inline void store_pair(scalar_t* to, Pair<acc_type<scalar_t>> pair) {
+  if constexpr (std::is_same_v<scalar_t, BFloat16>) {
+    const Word first = float_to_bfloat16<Word>(pair.first);
+    if constexpr (kOrder == LaneOrder::kAny) {
+      const Word second = round_to_bfloat16<Word>(pair.second) & 0xffff0000u;
+      kStream ? stream_bits(to, first | second) : store_bits(to, first | second);
+      return;
+    }
+#if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 32
+    const Word second = float_to_bfloat16<Word>(pair.second);
+    const __m256i packed = _mm256_packus_epi32(bit_cast<__m256i>(first), bit_cast<__m256i>(second));
+    const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xd8);
+    kStream ? stream_bits(to, ordered) : store_bits(to, ordered);
+    return;
+#endif
+  }
+  store<kStream>(to, pair.first);
+  store<kStream>(to + kLanes<acc_type<scalar_t>>, pair.second);
 }
 
 }  // namespace fastbn::cpu::FASTBN_CAPABILITY
