@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 from .functional import dispatch
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _STATISTICS = ("running_mean", "running_var")
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+_is_tracing = torch._C._is_tracing
+_current_graph_task_id = torch._C._current_graph_task_id
 
 
 class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -55,41 +59,39 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Normalises ``input`` (N, C, ...); see the class."""
-        if isinstance(input, torch.fx.Proxy):
+        recomputed = False
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return super().forward(input)  # exporters know aten.batch_norm, nothing of ours
+        elif isinstance(input, Proxy):
             # A leaf for symbolic tracing, as stock's modules are.
             tracer = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
-        if torch.compiler.is_exporting() or torch._C._is_tracing():
-            return super().forward(input)  # exporters know aten.batch_norm and nothing of ours
+        elif _is_tracing():
+            return super().forward(input)
+        else:
+            # Inside a backward, where checkpointing computes a forward again.
+            recomputed = _current_graph_task_id() != -1
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        running_mean, running_var = self.running_mean, self.running_var
-        if not self.training:
-            return dispatch(
-                input,
-                self.weight,
-                self.bias,
-                running_mean,
-                running_var,
-                None,
-                running_mean is None and running_var is None,
-                0.0,
-                self.eps,
-            )
-        if not self.track_running_stats or (_is_recomputed() and not self.update_on_recompute):
-            running_mean = running_var = counter = None
+
+        # Straight from the dictionaries, as every call pays for nn.Module's attribute lookup. What
+        # is not there (parametrized, pruned or sharded) the lookup finds.
+        parameters, buffers = self._parameters, self._buffers
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean
+        var = buffers["running_var"] if "running_var" in buffers else self.running_var
+        counter = None
+        training = self.training
+        if not training:
+            training = mean is None and var is None
+        elif not self.track_running_stats or (recomputed and not self.update_on_recompute):
+            mean = var = None
+        elif "num_batches_tracked" in buffers:
+            counter = buffers["num_batches_tracked"]
         else:
             counter = self.num_batches_tracked
-        return dispatch(
-            input,
-            self.weight,
-            self.bias,
-            running_mean,
-            running_var,
-            counter,
-            True,
-            self.momentum,
-            self.eps,
-        )
+        return dispatch(input, weight, bias, mean, var, counter, training, self.momentum, self.eps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self._buffers.get(name) for name in _STATISTICS}
@@ -109,11 +111,6 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self._buffers[name] = old.to(now.device, torch.float32)
             else:
                 self._buffers[name] = torch.empty_like(now, dtype=torch.float32)
-
-
-def _is_recomputed() -> bool:
-    """Whether this forward runs inside a backward, as checkpointing makes it."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class BatchNorm1d(_FastBatchNorm, nn.BatchNorm1d):

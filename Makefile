@@ -1,0 +1,67 @@
+# The front door: every target makes what it needs and reuses what an earlier call made.
+#
+#   make demo    train with stock and with fastbn side by side, and measure their throughput
+#   make test    run the whole test suite against the installed wheel
+#   make lint    ruff, mypy and clang-format
+#   make bench   measure fastbn against stock on the layers of ResNet-50
+#   make wheel   build the wheel into dist/
+#
+# TORCH chooses the torch to install and build against, PYTHON the interpreter of the environment.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+bin := $(VENV)/bin
+python := $(abspath $(bin))/python
+# Stamps carry the torch requirement in their names: another one starts over.
+torch_name := $(shell printf '%s' '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
+environment := $(VENV)/environment-$(torch_name)
+wheel := $(VENV)/wheel-$(torch_name)
+installed := $(VENV)/installed-$(torch_name)
+
+cxx_sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+wheel_sources := $(cxx_sources) $(wildcard fastbn/*.py fastbn/*.pyi) \
+  setup.py pyproject.toml MANIFEST.in README.md LICENSE
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint bench wheel clean
+
+demo: $(installed)
+	$(python) -m benchmarks.demo
+
+bench: $(installed)
+	$(python) -m benchmarks
+
+# From the folder of the tests, where the installed fastbn is found and not the source tree.
+test: $(installed)
+	cd tests && $(python) -m pytest
+
+lint: $(installed)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(bin)/clang-format --dry-run --Werror $(cxx_sources)
+
+wheel: $(wheel)
+	@ls dist/*.whl
+
+clean:
+	rm -rf $(VENV) build dist demo
+
+$(environment):
+	test -x $(python) || $(PYTHON) -m venv $(VENV)
+	$(python) -m pip install --quiet --upgrade pip
+	$(python) -m pip install '$(TORCH)' 'setuptools>=77' wheel ninja pybind11 numpy
+	rm -f $(VENV)/environment-* $(VENV)/wheel-* $(VENV)/installed-*
+	touch $@
+
+$(wheel): $(environment) $(wheel_sources)
+	rm -rf build/lib* dist
+	$(python) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	touch $@
+
+$(installed): $(wheel)
+	$(python) -m pip install --force-reinstall --no-deps dist/fastbn-*.whl
+	$(python) -m pip install "$$(ls dist/fastbn-*.whl)[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+RECORD: dict[str, str | None]
