@@ -107,6 +107,10 @@ void check_training(const at::Tensor& x, const ForwardVectors& vectors,
   if (check_empty(x, vectors)) return;
   check_vectors(x, vectors, /*needs_statistics=*/false);
   if (num_batches_tracked) {
+    TORCH_CHECK(
+        num_batches_tracked->scalar_type() == at::kLong && num_batches_tracked->numel() == 1,
+        "num_batches_tracked must be a single int64, but got ", num_batches_tracked->numel(),
+        " elements of ", num_batches_tracked->scalar_type());
     TORCH_CHECK(num_batches_tracked->device() == x.device(), "Tensor on device ",
                 num_batches_tracked->device(), " is not on the expected device ", x.device(), "!");
   }
