@@ -52,16 +52,18 @@ clean:
 $(environment):
 	test -x $(python) || $(PYTHON) -m venv $(VENV)
 	$(python) -m pip install --quiet --upgrade pip
-	$(python) -m pip install '$(TORCH)' 'setuptools>=77' wheel ninja pybind11 numpy
+	$(python) -m pip install --quiet '$(TORCH)' 'setuptools>=77' wheel ninja pybind11 numpy
 	rm -f $(VENV)/environment-* $(VENV)/wheel-* $(VENV)/installed-*
 	touch $@
 
 $(wheel): $(environment) $(wheel_sources)
 	rm -rf build/lib* dist
 	$(python) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@# The same module in the source tree, which shadows the installed one for whoever runs Python here.
+	$(python) setup.py --quiet build_ext --inplace
 	touch $@
 
 $(installed): $(wheel)
-	$(python) -m pip install --force-reinstall --no-deps dist/fastbn-*.whl
-	$(python) -m pip install "$$(ls dist/fastbn-*.whl)[dev]"
+	$(python) -m pip install --quiet --force-reinstall --no-deps dist/fastbn-*.whl
+	$(python) -m pip install --quiet "$$(ls dist/fastbn-*.whl)[dev]"
 	touch $@

@@ -6,6 +6,7 @@ mangled symbol for a message, or worse, loads.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,9 @@ def load() -> tuple[ModuleType, dict[str, str | None]]:
         from . import _build_info
     except ImportError as error:
         raise ImportError(
-            "fastbn is not compiled here; in its source tree run: "
-            "pip install --no-build-isolation ."
+            f"fastbn is not compiled in {Path(__file__).parent}; if that is its source tree, run "
+            "pip install --no-build-isolation -e . there, or run Python from another folder to "
+            "import the fastbn that is installed"
         ) from error
     record = _build_info.RECORD
     problem = mismatch(record, torch.__version__, torch.version.cuda)

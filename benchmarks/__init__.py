@@ -1,0 +1,1 @@
+"""fastbn measured against what the user has today: ``python -m benchmarks``."""
