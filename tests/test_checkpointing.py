@@ -1,0 +1,56 @@
+"""Activation checkpointing counts a batch once, where stock counts it twice."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import fastbn
+
+both_ways = pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "plain"])
+
+
+def block(momentum: float | None) -> nn.Sequential:
+    return fastbn.convert(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU())
+    )
+
+
+@both_ways
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_step_is_that_of_a_model_without_checkpoints(
+    use_reentrant: bool, momentum: float | None
+) -> None:
+    plain = block(momentum)
+    checkpointed = copy.deepcopy(plain)
+    for _ in range(2):
+        x = torch.randn(4, 3, 7, 7)
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        plain(leaves[0]).square().sum().backward()
+        y = checkpoint(checkpointed, leaves[1], use_reentrant=use_reentrant)
+        y.square().sum().backward()
+        assert torch.equal(leaves[0].grad, leaves[1].grad)
+    assert checkpointed[1].num_batches_tracked.item() == 2
+    for one, other in zip(
+        plain.state_dict().values(), checkpointed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@both_ways
+def test_stock_behaviour_is_there_for_the_asking(use_reentrant: bool) -> None:
+    ours, stock = fastbn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours.update_on_recompute = True
+    x = torch.randn(4, 3, 7, 7)
+    for module in (ours, stock):
+        leaf = x.clone().requires_grad_()
+        checkpoint(module, leaf, use_reentrant=use_reentrant).square().sum().backward()
+    assert ours.num_batches_tracked.item() == stock.num_batches_tracked.item() == 2
+    torch.testing.assert_close(ours.running_mean, stock.running_mean)
+    torch.testing.assert_close(ours.running_var, stock.running_var)

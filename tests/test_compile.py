@@ -1,0 +1,159 @@
+"""torch.compile takes fastbn without a graph break and computes what eager mode computes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from tolerances import AGAINST_STOCK
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastbn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+# Tracing forward and backward without generating code takes a tenth of the time that code takes,
+# and all that can break is in the tracing; one test goes all the way.
+TRACING = "aot_eager"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def network(**options: Any) -> nn.Module:
+    return fastbn.convert(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False),
+            nn.BatchNorm2d(4, **options),
+            nn.ReLU(),
+            nn.Conv2d(4, 5, 3),
+            nn.BatchNorm2d(5, **options),
+        )
+    )
+
+
+def steps(
+    model: nn.Module, call: Callable[[Tensor], Tensor], batches: int = 3, size: int = 6
+) -> list[Tensor]:
+    """Outputs, gradients and all buffers after some training steps."""
+    torch.manual_seed(1)
+    outputs = []
+    for _ in range(batches):
+        y = call(torch.randn(size, 3, 9, 9))
+        y.square().mean().backward()
+        outputs.append(y.detach())
+    return [*outputs, *(p.grad for p in model.parameters()), *model.buffers()]
+
+
+def assert_compiles(model: nn.Module, backend: str) -> None:
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for ours, expected in zip(steps(model, compiled), steps(eager, eager), strict=True):
+        torch.testing.assert_close(ours, expected, **AGAINST_STOCK)
+
+
+# What decides the traced code: the flags of the module and its mode.
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": None},
+        {"momentum": 0.0},
+        {"affine": False},
+        {"bias": False},
+        {"track_running_stats": False},
+    ],
+    ids=str,
+)
+def test_full_graph(options: dict[str, Any], training: bool) -> None:
+    assert_compiles(network(**options).train(training), TRACING)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_generated_code(training: bool) -> None:
+    assert_compiles(network(momentum=None).train(training), "inductor")
+
+
+def test_cumulative_average_is_compiled_once() -> None:
+    """The counter stays a tensor: were it read into a number, every step would compile anew."""
+    model = network(momentum=None)
+    counter = CompileCounterWithBackend(TRACING)
+    steps(model, torch.compile(model, fullgraph=True, backend=counter), batches=5)
+    assert counter.frame_count == 1
+    assert model[1].num_batches_tracked == 5
+
+
+def test_batch_of_any_size() -> None:
+    """With dynamic shapes no more compilations than stock needs serve batches of many sizes."""
+    counts, results = [], []
+    for model in (network(), fastbn.revert(network())):
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        counter = CompileCounterWithBackend(TRACING)
+        compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+        results.append(
+            [value for size in (6, 4, 9, 11) for value in steps(model, compiled, 1, size)]
+        )
+        counts.append(counter.frame_count)
+    for ours, stock in zip(*results, strict=True):
+        torch.testing.assert_close(ours, stock, **AGAINST_STOCK)
+    assert counts[0] == counts[1] < 4
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "stepped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_function_on_other_strides(dtype: torch.dtype, layout: str) -> None:
+    """The compiler plans memory by the strides that the fake implementations promise."""
+    x = torch.randn(4, 6, 8, 10).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x[..., ::2]
+    results = []
+    for compiling in (True, False):
+        running = torch.zeros(6), torch.ones(6)
+        leaf = x.detach().requires_grad_()
+
+        def step(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+            return fastbn.batch_norm(x, mean, var, training=True) * 2
+
+        call = torch.compile(step, fullgraph=True, backend=TRACING) if compiling else step
+        y = call(leaf, *running)
+        y.float().square().sum().backward()
+        assert y.stride() == torch.empty_like(y).stride()
+        results.append((y, leaf.grad, *running))
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_bare_module() -> None:
+    """Stock's own modules cannot be compiled alone without a graph break; ours can."""
+    module = fastbn.BatchNorm2d(3)
+    eager = copy.deepcopy(module)
+    module.compile(fullgraph=True, backend=TRACING)
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.equal(module(x), eager(x))
+    assert torch.equal(module.running_var, eager.running_var)
+
+
+def test_gradients_compiled_into_the_graph() -> None:
+    """A training step that is one function: torch.func.grad inside of what is compiled."""
+
+    def step(x: Tensor, weight: Tensor) -> Tensor:
+        def loss(weight: Tensor) -> Tensor:
+            return fastbn.batch_norm(x, None, None, weight, None, True).pow(3).sum()
+
+        return torch.func.grad(loss)(weight)
+
+    x, weight = torch.randn(4, 3, 5), torch.randn(3)
+    compiled = torch.compile(step, fullgraph=True, backend=TRACING)
+    torch.testing.assert_close(compiled(x, weight), step(x, weight), **AGAINST_STOCK)

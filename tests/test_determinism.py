@@ -1,0 +1,65 @@
+"""The same bits for any number of threads and on every run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tables import DTYPES, SHARED, Case, make, streamed_cases
+
+import fastbn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What threads share: channels, pieces of a channel, tiles of rows. The second shape has enough
+# channels for threads to take whole ones; the third rows that are joined, and a rest.
+SHAPES = {**SHARED, "many-channels": (6, 70, 37, 31), "joined-rows": (50_001, 3)}
+CASES = [
+    Case(name, shape, layout, dtype)
+    for name, shape in SHAPES.items()
+    for layout in ("contiguous", "channels_last", "stepped")
+    for dtype in DTYPES
+] + streamed_cases()
+
+
+def results(case: Case, training: bool) -> list[Tensor]:
+    """y, the running statistics and all gradients."""
+    torch.manual_seed(1)
+    tensors = make(case).requiring_grad()
+    vectors = (tensors.running_mean, tensors.running_var, tensors.weight, tensors.bias)
+    y = fastbn.batch_norm(tensors.x, *vectors, training)
+    gradients = torch.autograd.grad(y, (tensors.x, tensors.weight, tensors.bias), tensors.dy)
+    return [y, tensors.running_mean, tensors.running_var, *gradients]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_threads_do_not_change_a_bit(case: Case, training: bool) -> None:
+    torch.set_num_threads(1)
+    alone = results(case, training)
+    for threads in (2, 7):
+        torch.set_num_threads(threads)
+        for one, several in zip(alone, results(case, training), strict=True):
+            assert torch.equal(one, several)
+
+
+@pytest.mark.parametrize("case", CASES[::4], ids=str)
+def test_runs_do_not_differ(case: Case) -> None:
+    torch.set_num_threads(3)
+    first = results(case, True)
+    for _ in range(3):
+        for one, another in zip(first, results(case, True), strict=True):
+            assert torch.equal(one, another)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alignment_does_not_change_a_bit(dtype: torch.dtype) -> None:
+    """Streaming stores begin at an aligned address; what they store must not depend on it."""
+    (contiguous,) = [
+        case for case in streamed_cases() if case.layout == "contiguous" and case.dtype == dtype
+    ]
+    offset = Case(contiguous.name, contiguous.shape, "offset", dtype)
+    for one, another in zip(results(contiguous, True), results(offset, True), strict=True):
+        assert torch.equal(one, another)
