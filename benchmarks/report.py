@@ -24,8 +24,8 @@ _MEAN_TARGETS = {FORWARD.name: 2.0, BACKWARD.name: 1.4, EVALUATION.name: 1.0}
 _ROW_TARGET = 0.9
 _OVERHEAD_TARGET = 0.8
 
-# Interruptions per second. Idle machines stay below 40, one busy process more made it 270.
-_QUIET = 80
+# Interruptions per second. Two idle cores gave 35, one busy process more 270.
+_QUIET = 50
 
 LEGEND = """\
 Medians. Layouts: ncs is contiguous, nsc channels last. Ratio: stock's time over fastbn's.

@@ -6,8 +6,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "checks.h"
-
 namespace fastbn {
 
 namespace {
@@ -33,21 +31,25 @@ at::Tensor empty_vector(const at::Tensor& x, int64_t elements, at::ScalarType ty
   return at::empty({elements}, x.options().dtype(type));
 }
 
+// The memory format of x and of all results, as stock has it. Strides of dimensions of size one
+// mean nothing and are not looked at, where there is a choice.
+at::MemoryFormat format_of(const at::Tensor& x) {
+  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
+  for (const auto format : {at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d}) {
+    if (x.is_contiguous(format)) return format;
+  }
+  return x.suggest_memory_format();
+}
+
 Layout layout_of(const at::Tensor& x, int64_t spatial) {
-  if (x.is_contiguous()) return spatial == 1 ? Layout::kNSC : Layout::kNCS;
-  const bool channels_last = (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) ||
-                             (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d));
-  return channels_last ? Layout::kNSC : Layout::kStrided;
+  const at::MemoryFormat format = format_of(x);
+  if (!x.is_contiguous(format)) return Layout::kStrided;
+  return format != at::MemoryFormat::Contiguous || spatial == 1 ? Layout::kNSC : Layout::kNCS;
 }
 
 Problem problem_of(const at::Tensor& x) {
   const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
   return {dtype_of(x), layout_of(x, spatial), x.size(0), x.size(1), spatial};
-}
-
-// The memory format of results, as stock's have it.
-at::MemoryFormat format_of(const at::Tensor& x) {
-  return x.is_contiguous() ? at::MemoryFormat::Contiguous : x.suggest_memory_format();
 }
 
 at::Tensor empty_result(const at::Tensor& x) { return at::empty_like(x, format_of(x)); }
@@ -75,30 +77,38 @@ bool set_strides(const at::Tensor& tensor, Activation& activation) {
   return true;
 }
 
-Activation activation_of(const at::Tensor& tensor) {
+Activation activation_of(const at::Tensor& tensor, void* data) {
   Activation activation;
-  activation.data = tensor.data_ptr();
+  activation.data = data;
   TORCH_CHECK(set_strides(tensor, activation), "batch_norm supports strided inputs of up to ",
               kMaxSpatialDims, " spatial dimensions that cannot be merged, but got shape ",
               tensor.sizes(), " with strides ", tensor.strides(), "; pass x.contiguous()");
   return activation;
 }
+// What is only read is asked for as const: that does not copy a tensor that is copied on write.
+Activation input(const at::Tensor& tensor) {
+  return activation_of(tensor, const_cast<void*>(tensor.const_data_ptr()));
+}
+Activation output(const at::Tensor& tensor) {
+  return activation_of(tensor, tensor.mutable_data_ptr());
+}
 
 // A view of the vector's elements in one dimension; a copy where there is none.
-ChannelVector vector_of(const OptionalTensor& vector, at::Tensor& keep_alive) {
+ChannelVector input_vector(const OptionalTensor& vector, at::Tensor& keep_alive) {
   if (!vector) return {};
   keep_alive = vector->dim() == 1 ? *vector : vector->reshape({-1});
-  return {keep_alive.data_ptr(), dtype_of(keep_alive), keep_alive.stride(0)};
+  void* data = const_cast<void*>(keep_alive.const_data_ptr());
+  return {data, dtype_of(keep_alive), keep_alive.stride(0)};
 }
 // The same of one that will be written, which must be a view.
-ChannelVector written_vector_of(const OptionalTensor& vector) {
+ChannelVector updated_vector(const OptionalTensor& vector) {
   if (!vector) return {};
   const at::Tensor view = vector->dim() == 1 ? *vector : vector->view({-1});
-  return {view.data_ptr(), dtype_of(view), view.stride(0)};
+  return {view.mutable_data_ptr(), dtype_of(view), view.stride(0)};
 }
-ChannelVector result_vector_of(const at::Tensor& vector) {
+ChannelVector output_vector(const at::Tensor& vector) {
   if (vector.numel() == 0) return {};
-  return {vector.data_ptr(), dtype_of(vector), 1};
+  return {vector.mutable_data_ptr(), dtype_of(vector), 1};
 }
 
 void count_batch(const OptionalTensor& num_batches_tracked) {
@@ -132,21 +142,21 @@ ThreeTensors batch_norm_training(const Backend& backend, const at::Tensor& x,
   at::Tensor weight_view, bias_view;
   TrainingForward op;
   op.problem = problem_of(x);
-  op.x = activation_of(x);
-  op.y = activation_of(y);
-  op.weight = vector_of(weight, weight_view);
-  op.bias = vector_of(bias, bias_view);
-  op.running_mean = written_vector_of(running_mean);
-  op.running_var = written_vector_of(running_var);
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.running_mean = updated_vector(running_mean);
+  op.running_var = updated_vector(running_var);
   if (num_batches_tracked) {
-    op.num_batches_tracked = num_batches_tracked->data_ptr<int64_t>();
+    op.num_batches_tracked = num_batches_tracked->mutable_data_ptr<int64_t>();
     num_batches_tracked->unsafeGetTensorImpl()->bump_version();
   }
   op.cumulative = !momentum.has_value();
   op.momentum = momentum.value_or(0);
   op.eps = eps;
-  op.mean = result_vector_of(mean);
-  op.invstd = result_vector_of(invstd);
+  op.mean = output_vector(mean);
+  op.invstd = output_vector(invstd);
   backend.training_forward(op);
   return {y, mean, invstd};
 }
@@ -165,15 +175,15 @@ ThreeTensors batch_norm_inference(const Backend& backend, const at::Tensor& x,
   at::Tensor weight_view, bias_view, mean_view, var_view;
   InferenceForward op;
   op.problem = problem_of(x);
-  op.x = activation_of(x);
-  op.y = activation_of(y);
-  op.weight = vector_of(weight, weight_view);
-  op.bias = vector_of(bias, bias_view);
-  op.running_mean = vector_of(running_mean, mean_view);
-  op.running_var = vector_of(running_var, var_view);
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.running_mean = input_vector(running_mean, mean_view);
+  op.running_var = input_vector(running_var, var_view);
   op.eps = eps;
-  op.mean = result_vector_of(mean);
-  op.invstd = result_vector_of(invstd);
+  op.mean = output_vector(mean);
+  op.invstd = output_vector(invstd);
   backend.inference_forward(op);
   return {y, mean, invstd};
 }
@@ -184,10 +194,10 @@ ThreeTensors batch_norm_backward(const Backend& backend, const at::Tensor& dy, c
                                  bool want_dweight, bool want_dbias) {
   check_backward(dy, x, weight, mean, invstd);
   const int64_t channels = x.dim() < 2 ? 0 : x.size(1);
-  const at::ScalarType vector_type = weight ? weight->scalar_type() : accumulate_type(x);
+  const at::ScalarType weight_type = weight ? weight->scalar_type() : accumulate_type(x);
   const at::Tensor dx = want_dx ? empty_result(x) : empty_vector(x, 0, x.scalar_type());
-  const at::Tensor dweight = empty_vector(x, want_dweight ? channels : 0, vector_type);
-  const at::Tensor dbias = empty_vector(x, want_dbias ? channels : 0, vector_type);
+  const at::Tensor dweight = empty_vector(x, want_dweight ? channels : 0, weight_type);
+  const at::Tensor dbias = empty_vector(x, want_dbias ? channels : 0, accumulate_type(x));
   if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
 
   Backward op;
@@ -197,14 +207,14 @@ ThreeTensors batch_norm_backward(const Backend& backend, const at::Tensor& dy, c
   const at::Tensor dy_like_x =
       op.problem.layout == Layout::kStrided ? dy : dy.contiguous(format_of(x));
   at::Tensor weight_view, mean_view, invstd_view;
-  op.dy = activation_of(dy_like_x);
-  op.x = activation_of(x);
-  if (want_dx) op.dx = activation_of(dx);
-  op.weight = vector_of(weight, weight_view);
-  op.mean = vector_of(mean, mean_view);
-  op.invstd = vector_of(invstd, invstd_view);
-  op.dweight = result_vector_of(dweight);
-  op.dbias = result_vector_of(dbias);
+  op.dy = input(dy_like_x);
+  op.x = input(x);
+  if (want_dx) op.dx = output(dx);
+  op.weight = input_vector(weight, weight_view);
+  op.mean = input_vector(mean, mean_view);
+  op.invstd = input_vector(invstd, invstd_view);
+  op.dweight = output_vector(dweight);
+  op.dbias = output_vector(dbias);
   backend.backward(op);
   return {dx, dweight, dbias};
 }

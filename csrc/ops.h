@@ -10,6 +10,7 @@
 #include <optional>
 #include <tuple>
 
+#include "checks.h"
 #include "problem.h"
 
 namespace fastbn {
@@ -20,7 +21,6 @@ struct Backend {
   void (*backward)(const Backward&);
 };
 
-using OptionalTensor = std::optional<at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Returns y and the batch's mean and invstd; blends them into the running statistics. No momentum
@@ -38,7 +38,8 @@ ThreeTensors batch_norm_inference(const Backend& backend, const at::Tensor& x,
                                   const OptionalTensor& running_mean,
                                   const OptionalTensor& running_var, double eps, bool save);
 
-// Returns dx, dweight and dbias, of no elements where not wanted.
+// Returns dx, dweight (in weight's dtype) and dbias (in the dtype of sums: bias is not at hand), of
+// no elements where not wanted.
 ThreeTensors batch_norm_backward(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
                                  const OptionalTensor& weight, const at::Tensor& mean,
                                  const at::Tensor& invstd, bool training, bool want_dx,

@@ -6,13 +6,12 @@ forward-mode differentiation and ``torch.func`` transforms (``vmap``, ``grad``, 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import forward_ad
 
-from .ops import accumulate_dtype
+from .ops import accumulate_dtype, check_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,27 +25,6 @@ def _axes(x: Tensor) -> list[int]:
 def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
     """``vector`` (C) in the dtype of sums, broadcastable against ``x`` (N, C, ...)."""
     return vector.to(accumulate_dtype(x.dtype)).reshape(1, -1, *[1] * (x.dim() - 2))
-
-
-def _check(x: Tensor, vectors: dict[str, Tensor | None], training: bool, eps: float) -> None:
-    """Refuses what the compiled operators refuse, in their words."""
-    if training and math.prod(x.shape[:1] + x.shape[2:]) == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.size()}"
-        )
-    if training and eps <= 0.0:
-        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
-    if eps < 0.0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    for name, vector in vectors.items():
-        if vector is not None and vector.numel() != x.shape[1]:
-            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {vector.numel()}")
-        if vector is None and not training and name.startswith("running"):
-            raise RuntimeError(f"{name} must be defined in evaluation mode")
-    if (vectors["running_mean"] is None) != (vectors["running_var"] is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if not x.is_floating_point():
-        raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
 
 
 def _check_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
@@ -86,13 +64,7 @@ def batch_norm(
     """Same arguments, result, effects and errors as :func:`fastbn.functional.dispatch`."""
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
-    vectors = {
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "weight": weight,
-        "bias": bias,
-    }
-    _check(x, vectors, training, eps)
+    check_forward(x, weight, bias, running_mean, running_var, training, eps)
     if _has_tangent(x) and (_has_tangent(running_mean) or _has_tangent(running_var)):
         raise RuntimeError(
             "batch_norm is not differentiable wrt running_mean and running_var, they cannot have "
@@ -157,5 +129,6 @@ def batch_norm_backward(
         dx = scale * (wide_dy - offset / count)
     else:
         dx = scale * wide_dy
-    dtype = accumulate_dtype(x.dtype) if weight is None else weight.dtype
-    return dx.to(x.dtype), dweight.to(dtype), dbias.to(dtype)
+    if weight is not None:
+        dweight = dweight.to(weight.dtype)
+    return dx.to(x.dtype), dweight, dbias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,20 +73,29 @@ class BatchNormFunction(torch.autograd.Function):
         )
 
 
-def _check_constant(name: str, statistic: Tensor | None) -> None:
-    if statistic is not None and statistic.requires_grad:
-        raise RuntimeError(
-            "The function 'native_batch_norm' is not differentiable with respect to argument "
-            f"'{name}'. This input cannot have requires_grad True."
-        )
+def _count(num_batches_tracked: Tensor | None) -> None:
+    """Counts a batch that is about to be refused, as stock does."""
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
 
 
-def _check_float(name: str, position: int, value: object) -> None:
-    if not isinstance(value, (int, float)):
-        raise TypeError(
-            f"batch_norm(): argument '{name}' (position {position}) must be float, "
-            f"not {type(value).__name__}"
-        )
+def _refuse_grad(name: str) -> None:
+    raise RuntimeError(
+        "The function 'native_batch_norm' is not differentiable with respect to argument "
+        f"'{name}'. This input cannot have requires_grad True."
+    )
+
+
+def _number(name: str, position: int, value: object) -> float:
+    """What stock takes for a number: Python's, NumPy's, and tensors of a single element."""
+    if isinstance(value, Real) or (
+        isinstance(value, torch.Tensor) and value.dim() == 0 and not value.requires_grad
+    ):
+        return float(value)
+    raise TypeError(
+        f"batch_norm(): argument '{name}' (position {position}) must be float, "
+        f"not {type(value).__name__}"
+    )
 
 
 def dispatch(
@@ -112,10 +122,13 @@ def dispatch(
         momentum: weight of x in the running statistics; None for the average of all batches.
         eps: added to the variance.
     """
-    if momentum is not None and type(momentum) is not float:
-        _check_float("momentum", 7, momentum)
-    if type(eps) is not float:
-        _check_float("eps", 8, eps)
+    if type(eps) is not float or not (momentum is None or type(momentum) is float):
+        try:
+            momentum = None if momentum is None else _number("momentum", 7, momentum)
+            eps = _number("eps", 8, eps)
+        except TypeError:
+            _count(num_batches_tracked)
+            raise
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return composite.batch_norm(
             x,
@@ -129,8 +142,10 @@ def dispatch(
             eps,
         )
     if torch.is_grad_enabled():
-        _check_constant("running_mean", running_mean)
-        _check_constant("running_var", running_var)
+        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+            if statistic is not None and statistic.requires_grad:
+                _count(num_batches_tracked)
+                _refuse_grad(name)
         if (
             x.requires_grad
             or (weight is not None and weight.requires_grad)
@@ -211,5 +226,5 @@ def batch_norm(
         )
         return y
     if momentum is None:
-        _check_float("momentum", 7, momentum)
+        _number("momentum", 7, momentum)
     return dispatch(input, weight, bias, running_mean, running_var, None, training, momentum, eps)

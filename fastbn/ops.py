@@ -6,6 +6,7 @@ strides and dtypes of results without computing them.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,43 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def check_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> None:
+    """Refuses what the compiled operators refuse, in their words; for x that has only a shape."""
+    if training and math.prod(x.shape[:1] + x.shape[2:]) == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {x.size()}"
+        )
+    if training and eps <= 0.0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if x.numel() == 0:
+        return
+    vectors = {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "weight": weight,
+        "bias": bias,
+    }
+    for name, vector in vectors.items():
+        if vector is not None and vector.numel() != x.shape[1]:
+            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {vector.numel()}")
+        if vector is None and not training and name.startswith("running"):
+            raise RuntimeError(f"{name} must be defined in evaluation mode")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if not x.is_floating_point():
+        raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
+
+
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
     for other in others:
         if other is not None and other.device != x.device:
@@ -47,8 +85,12 @@ def _check_devices(x: Tensor, *others: Tensor | None) -> None:
 
 
 def _result_like(x: Tensor) -> Tensor:
-    layout = torch.contiguous_format if x.is_contiguous() else suggest_memory_format(x)
-    return torch.empty_like(x, memory_format=layout)
+    formats = [torch.contiguous_format]
+    formats += {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
+    for layout in formats:
+        if x.is_contiguous(memory_format=layout):
+            return torch.empty_like(x, memory_format=layout)
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))
 
 
 def _vector(x: Tensor, wanted: bool, dtype: torch.dtype | None = None) -> Tensor:
@@ -68,6 +110,7 @@ def _(
     eps: float,
 ) -> ThreeTensors:
     _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
+    check_forward(x, weight, bias, running_mean, running_var, True, eps)
     return _result_like(x), _vector(x, True), _vector(x, True)
 
 
@@ -82,6 +125,7 @@ def _(
     save: bool,
 ) -> ThreeTensors:
     _check_devices(x, weight, bias, running_mean, running_var)
+    check_forward(x, weight, bias, running_mean, running_var, False, eps)
     return _result_like(x), _vector(x, save), _vector(x, save)
 
 
@@ -100,4 +144,4 @@ def _(
     _check_devices(x, dy, weight, mean, invstd)
     dtype = None if weight is None else weight.dtype
     dx = _result_like(x) if want_dx else x.new_empty(0)
-    return dx, _vector(x, want_dweight, dtype), _vector(x, want_dbias, dtype)
+    return dx, _vector(x, want_dweight, dtype), _vector(x, want_dbias)

@@ -76,7 +76,9 @@ def _swap(
     report = SwapReport()
     for name, module in model.named_modules():
         target = classes.get(type(module))
-        if target is not None:
+        if target is not None and "forward" in module.__dict__:
+            report.left[name] = "its forward was replaced on the instance, which hides the class's"
+        elif target is not None:
             report.swapped.append(name)
             if not dry_run:
                 module.__class__ = target

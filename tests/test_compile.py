@@ -95,21 +95,18 @@ def test_cumulative_average_is_compiled_once() -> None:
 
 
 def test_batch_of_any_size() -> None:
-    """With dynamic shapes no more compilations than stock needs serve batches of many sizes."""
-    counts, results = [], []
-    for model in (network(), fastbn.revert(network())):
-        torch.manual_seed(1)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter)
-        counter = CompileCounterWithBackend(TRACING)
-        compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
-        results.append(
-            [value for size in (6, 4, 9, 11) for value in steps(model, compiled, 1, size)]
-        )
-        counts.append(counter.frame_count)
-    for ours, stock in zip(*results, strict=True):
-        torch.testing.assert_close(ours, stock, **AGAINST_STOCK)
-    assert counts[0] == counts[1] < 4
+    """With dynamic shapes what the first batch compiled serves all others."""
+    model = network()
+    eager = copy.deepcopy(model)
+    counter = CompileCounterWithBackend(TRACING)
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    counts = set()
+    for size in (6, 4, 9):
+        results = steps(model, compiled, 1, size), steps(eager, eager, 1, size)
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, **AGAINST_STOCK)
+        counts.add(counter.frame_count)
+    assert len(counts) == 1
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "stepped"])

@@ -63,12 +63,12 @@ struct Loops {
                            double* sum_dy, double* sum_dy_xmu);
 
   // Elementwise. With `stream` whole cache lines bypass the cache on their way to memory.
-  void (*normalize)(const void* x, void* y, Run run, Affine affine, bool stream);
-  // The segments of this run belong to a channel each: coefficients per segment.
-  void (*normalize_channels)(const void* x, void* y, Run run, AffineColumns affine, bool stream);
+  // Segment i of a run takes coefficient i * step: 0 for a run of one channel, 1 for adjacent ones.
+  void (*normalize)(const void* x, void* y, Run run, AffineColumns affine, int64_t step,
+                    bool stream);
   void (*normalize_columns)(const void* x, void* y, Tile tile, AffineColumns affine, bool stream);
-  void (*grad_input)(const void* dy, const void* x, void* dx, Run run, GradAffine affine,
-                     bool stream);
+  void (*grad_input)(const void* dy, const void* x, void* dx, Run run, GradAffineColumns affine,
+                     int64_t step, bool stream);
   void (*grad_input_columns)(const void* dy, const void* x, void* dx, Tile tile,
                              GradAffineColumns affine, bool stream);
 

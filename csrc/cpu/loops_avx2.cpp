@@ -2,12 +2,14 @@
 //
 // The loops for AVX2, FMA and F16C.
 #if defined(__x86_64__)
-// Standard headers come before the target: a function of theirs compiled for it must not be the
+// Shared headers come before the target: a function of theirs compiled for it must not be the
 // copy that the linker keeps for everyone.
 #include <immintrin.h>
 
 #include <cstdint>
 #include <type_traits>
+
+#include "loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

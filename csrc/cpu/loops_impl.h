@@ -2,7 +2,7 @@
 //
 // The loops of loops.h for one instruction set. Included by loops_*.cpp only.
 //
-// Sums are taken in acc over at most a block of elements (schedule.h), in several independent
+// Sums are taken in acc over at most a block of elements (runs.h, tiles.cpp), in several independent
 // vectors, and leave as double. Which element meets which lane depends on shapes alone, so results
 // do not depend on alignment, on threads or on the run.
 #pragma once
@@ -332,28 +332,13 @@ void column_grad_sums(const void* dy_data, const void* x_data, Tile tile, const 
 }
 
 template <typename scalar_t>
-void normalize(const void* x_data, void* y_data, Run run, Affine affine, bool stream) {
-  using acc_t = acc_type<scalar_t>;
-  const auto mean = splat(static_cast<acc_t>(affine.mean));
-  const auto scale = splat(static_cast<acc_t>(affine.scale));
-  const auto shift = splat(static_cast<acc_t>(affine.shift));
-  for (int64_t segment = 0; segment < run.segments; ++segment) {
-    const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
-    scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
-    map<LaneOrder::kAny>(y, run.length, stream,
-                         [&](auto at) { return (at(x) - mean) * scale + shift; });
-  }
-  if (stream) stream_fence();
-}
-
-template <typename scalar_t>
-void normalize_channels(const void* x_data, void* y_data, Run run, AffineColumns affine,
-                        bool stream) {
+void normalize(const void* x_data, void* y_data, Run run, AffineColumns affine, int64_t step,
+               bool stream) {
   using acc_t = acc_type<scalar_t>;
   for (int64_t segment = 0; segment < run.segments; ++segment) {
-    const auto mean = splat(as<acc_t>(affine.mean)[segment]);
-    const auto scale = splat(as<acc_t>(affine.scale)[segment]);
-    const auto shift = splat(as<acc_t>(affine.shift)[segment]);
+    const auto mean = splat(as<acc_t>(affine.mean)[segment * step]);
+    const auto scale = splat(as<acc_t>(affine.scale)[segment * step]);
+    const auto shift = splat(as<acc_t>(affine.shift)[segment * step]);
     const scalar_t* x = as<scalar_t>(x_data) + segment * run.segment_stride;
     scalar_t* y = as<scalar_t>(y_data) + segment * run.segment_stride;
     map<LaneOrder::kAny>(y, run.length, stream,
@@ -379,14 +364,14 @@ void normalize_columns(const void* x_data, void* y_data, Tile tile, AffineColumn
 }
 
 template <typename scalar_t>
-void grad_input(const void* dy_data, const void* x_data, void* dx_data, Run run, GradAffine affine,
-                bool stream) {
+void grad_input(const void* dy_data, const void* x_data, void* dx_data, Run run,
+                GradAffineColumns affine, int64_t step, bool stream) {
   using acc_t = acc_type<scalar_t>;
-  const auto mean = splat(static_cast<acc_t>(affine.mean));
-  const auto scale = splat(static_cast<acc_t>(affine.scale));
-  const auto slope = splat(static_cast<acc_t>(affine.slope));
-  const auto offset = splat(static_cast<acc_t>(affine.offset));
   for (int64_t segment = 0; segment < run.segments; ++segment) {
+    const auto mean = splat(as<acc_t>(affine.mean)[segment * step]);
+    const auto scale = splat(as<acc_t>(affine.scale)[segment * step]);
+    const auto slope = splat(as<acc_t>(affine.slope)[segment * step]);
+    const auto offset = splat(as<acc_t>(affine.offset)[segment * step]);
     const int64_t first = segment * run.segment_stride;
     const scalar_t* dy = as<scalar_t>(dy_data) + first;
     const scalar_t* x = as<scalar_t>(x_data) + first;
@@ -440,16 +425,9 @@ void scatter(const void* from_data, void* to_data, int64_t stride, int64_t lengt
 
 template <typename scalar_t>
 constexpr Loops make_loops() {
-  return {moments<scalar_t>,
-          column_moments<scalar_t>,
-          grad_sums<scalar_t>,
-          column_grad_sums<scalar_t>,
-          normalize<scalar_t>,
-          normalize_channels<scalar_t>,
-          normalize_columns<scalar_t>,
-          grad_input<scalar_t>,
-          grad_input_columns<scalar_t>,
-          gather<scalar_t>,
+  return {moments<scalar_t>,          column_moments<scalar_t>,     grad_sums<scalar_t>,
+          column_grad_sums<scalar_t>, normalize<scalar_t>,          normalize_columns<scalar_t>,
+          grad_input<scalar_t>,       grad_input_columns<scalar_t>, gather<scalar_t>,
           scatter<scalar_t>};
 }
 

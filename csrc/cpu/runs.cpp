@@ -13,17 +13,20 @@ namespace fastbn::cpu {
 
 namespace {
 
-// Writes y for the blocks it is called with.
+// Writes y = (x - mean) * scale + shift for the blocks it is called with.
 class Normalizer {
  public:
   Normalizer(const Problem& problem, const Activation& x, const Activation& y)
       : problem_(problem), x_(problem, x), y_(problem, y), stream_(streams(problem)) {}
 
-  void operator()(int64_t channel, const Block& block, const Affine& affine) const {
-    Scratch in, out;
-    loops_of(problem_).normalize(x_.read(channel, block, in), y_.target(channel, block, out),
-                                 run_of(problem_, block), affine, stream_);
-    y_.commit(channel, block, out);
+  void operator()(const ChannelGroup& group, const Block& whole, const Coefficients& values) const {
+    for_each_stretch(problem_, group, whole, [&](const Block& block, int64_t step) {
+      Scratch in, out;
+      loops_of(problem_).normalize(x_.read(group.first, block, in),
+                                   y_.target(group.first, block, out), run_of(problem_, block),
+                                   values.affine(group.column), step, stream_);
+      y_.commit(group.first, block, out);
+    });
   }
 
  private:
@@ -32,55 +35,33 @@ class Normalizer {
   bool stream_;
 };
 
-// Writes all of y with given coefficients: affine(channel). Contiguous activations are walked in
-// the order of memory.
-template <typename AffineOf>
+// Writes all of y with given coefficients, a column per channel. Contiguous activations are walked
+// in the order of memory.
 void normalize_all(const Problem& problem, const Activation& x, const Activation& y,
-                   AffineOf affine) {
+                   const Coefficients& values) {
   const Normalizer normalize(problem, x, y);
   const int64_t channels = problem.channels;
   if (problem.layout != Layout::kNCS) {
     apply_only(problem, [&](int64_t channel, const Block& block) {
-      normalize(channel, block, affine(channel));
+      normalize({channel, 1, channel}, block, values);
     });
     return;
   }
-  // acc is no wider than double.
-  std::vector<double> storage(3 * channels);
-  char* mean = reinterpret_cast<char*>(storage.data());
-  const DType acc = accumulate_dtype(problem.dtype);
-  const int64_t acc_size = element_size(acc);
-  char* scale = mean + channels * acc_size;
-  char* shift = scale + channels * acc_size;
-  for (int64_t c = 0; c < channels; ++c) {
-    const Affine a = affine(c);
-    write({mean, acc}, c, a.mean);
-    write({scale, acc}, c, a.scale);
-    write({shift, acc}, c, a.shift);
-  }
-  const bool stream = streams(problem);
-  const int64_t size = element_size(problem.dtype);
-  const int64_t spatial = problem.spatial;
   // Long rows are cut so that even a few of them keep all threads busy.
-  const int64_t chunks = (spatial + kBlockElements - 1) / kBlockElements;
-  parallel_for(
-      problem.batch * channels * chunks, spatial / chunks, [&](int64_t begin, int64_t end) {
-        while (begin < end) {
-          const int64_t row = begin / chunks;
-          const int64_t first = spatial * (begin % chunks) / chunks;
-          const int64_t channel = row % channels;
-          // Whole rows go together until the sample ends.
-          const int64_t rows = chunks == 1 ? std::min(end - begin, channels - channel) : 1;
-          const int64_t length = spatial * (begin % chunks + 1) / chunks - first;
-          const int64_t offset = (row * spatial + first) * size;
-          const int64_t at = channel * acc_size;
-          loops(problem.dtype)
-              .normalize_channels(static_cast<const char*>(x.data) + offset,
-                                  static_cast<char*>(y.data) + offset, {rows, spatial, length},
-                                  {mean + at, scale + at, shift + at}, stream);
-          begin += rows;
-        }
-      });
+  const int64_t chunks = (problem.spatial + kBlockElements - 1) / kBlockElements;
+  const int64_t tasks = problem.batch * channels * chunks;
+  parallel_for(tasks, problem.spatial / chunks, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t row = begin / chunks;
+      const int64_t channel = row % channels;
+      // Whole rows go together until the sample ends.
+      const int64_t rows = chunks == 1 ? std::min(end - begin, channels - channel) : 1;
+      const int64_t position = problem.spatial * (begin % chunks) / chunks;
+      const int64_t length = problem.spatial * (begin % chunks + 1) / chunks - position;
+      normalize({channel, rows, channel}, {row / channels, position, {1, 0, length}}, values);
+      begin += rows;
+    }
+  });
 }
 
 }  // namespace
@@ -105,18 +86,15 @@ void training_forward_runs(const TrainingForward& op) {
 }
 
 void inference_forward_runs(const InferenceForward& op) {
-  // Statistics are saved once, apart from the passes that share a channel.
-  std::vector<Affine> affine;
-  for (int64_t c = 0; c < op.problem.channels; ++c) affine.push_back(inference_channel(op, c));
-  normalize_all(op.problem, op.x, op.y, [&](int64_t channel) { return affine[channel]; });
+  Coefficients values(op.problem, op.problem.channels);
+  for (int64_t c = 0; c < op.problem.channels; ++c) values.set(c, inference_channel(op, c));
+  normalize_all(op.problem, op.x, op.y, values);
 }
 
 void backward_runs(const Backward& op) {
   const Problem& problem = op.problem;
   const Operand dy(problem, op.dy), x(problem, op.x), dx(problem, op.dx);
-  const Normalizer scale_dy(problem, op.dy, op.dx);
   const bool wants_dx = op.dx.data != nullptr;
-  const bool stream = streams(problem);
 
   auto sums_of = [&](int64_t channel, const Block& block) {
     Scratch dy_scratch, x_scratch;
@@ -131,29 +109,38 @@ void backward_runs(const Backward& op) {
   };
 
   if (op.training) {
+    const bool stream = streams(problem);
     reduce_and_apply<GradSums>(
         problem, sums_of, finish,
-        [&](int64_t channel, const Block& block, const GradAffine& affine) {
+        [&](const ChannelGroup& group, const Block& whole, const Coefficients& values) {
           if (!wants_dx) return;
-          Scratch dy_scratch, x_scratch, dx_scratch;
-          loops_of(problem).grad_input(
-              dy.read(channel, block, dy_scratch), x.read(channel, block, x_scratch),
-              dx.target(channel, block, dx_scratch), run_of(problem, block), affine, stream);
-          dx.commit(channel, block, dx_scratch);
+          for_each_stretch(problem, group, whole, [&](const Block& block, int64_t step) {
+            Scratch dy_scratch, x_scratch, dx_scratch;
+            loops_of(problem).grad_input(
+                dy.read(group.first, block, dy_scratch), x.read(group.first, block, x_scratch),
+                dx.target(group.first, block, dx_scratch), run_of(problem, block),
+                values.grad_affine(group.column), step, stream);
+            dx.commit(group.first, block, dx_scratch);
+          });
         });
-  } else if (op.dweight.data != nullptr || op.dbias.data != nullptr) {
+    return;
+  }
+
+  const Normalizer scale_dy(problem, op.dy, op.dx);
+  Coefficients values(problem, problem.channels);
+  for (int64_t c = 0; c < problem.channels; ++c) values.set(c, inference_gradient(op, c));
+  if (op.dweight.data != nullptr || op.dbias.data != nullptr) {
     // Nothing in dx waits for the sums: both in one pass.
     reduce_and_apply<GradSums>(
         problem,
         [&](int64_t channel, const Block& block) {
           const GradSums sums = sums_of(channel, block);
-          if (wants_dx) scale_dy(channel, block, inference_gradient(op, channel));
+          if (wants_dx) scale_dy({channel, 1, channel}, block, values);
           return sums;
         },
-        finish, [](int64_t, const Block&, const GradAffine&) {});
+        finish, [](const ChannelGroup&, const Block&, const Coefficients&) {});
   } else if (wants_dx) {
-    normalize_all(problem, op.dy, op.dx,
-                  [&](int64_t channel) { return inference_gradient(op, channel); });
+    normalize_all(problem, op.dy, op.dx, values);
   }
 }
 

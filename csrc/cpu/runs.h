@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "channel.h"
+#include "coefficients.h"
 #include "parallel.h"
 
 namespace fastbn::cpu {
@@ -57,14 +58,24 @@ class BlockList {
   int64_t samples_;  // per block
 };
 
+// Channels of a contiguous activation that are finished together, so that the second pass writes
+// stretches of this many bytes where a single channel's are short.
+constexpr int64_t kGroupBytes = 4 << 10;
+
+// Adjacent channels; coefficients of the first are at `column`.
+struct ChannelGroup {
+  int64_t first;
+  int64_t count;
+  int64_t column;
+};
+
 // Reduces every channel, finishes it, and applies what came out to its elements:
 //   reduce(channel, block) -> Sums;
-//   finish(channel, Sums) -> Coefficients;
-//   apply(channel, block, Coefficients).
+//   finish(channel, Sums) -> Affine or GradAffine;
+//   apply(group, block, Coefficients).
 // The second pass walks backward, to meet what the first one left in cache.
 template <typename Sums, typename Reduce, typename Finish, typename Apply>
 void reduce_and_apply(const Problem& problem, Reduce reduce, Finish finish, Apply apply) {
-  using Coefficients = decltype(finish(int64_t{}, Sums{}));
   const BlockList blocks(problem);
   const int64_t channels = problem.channels;
   const int64_t pieces = blocks.pieces();
@@ -77,21 +88,33 @@ void reduce_and_apply(const Problem& problem, Reduce reduce, Finish finish, Appl
     }
     return sums;
   };
-  auto apply_piece = [&](int64_t channel, int64_t piece, const Coefficients& coefficients) {
+  auto apply_piece = [&](const ChannelGroup& group, int64_t piece, const Coefficients& values) {
     for (int64_t b = blocks.piece_end(piece); b-- > blocks.piece_begin(piece);) {
-      apply(channel, blocks[b], coefficients);
+      apply(group, blocks[b], values);
     }
   };
 
+  const int64_t share = std::max<int64_t>(1, channels / (4 * num_threads()));
   const bool enough_channels = channels >= 4 * num_threads();
   if (enough_channels || pieces == 1) {
     // A thread takes whole channels, each while it is in cache.
-    parallel_for(channels, problem.per_channel(), [&](int64_t begin, int64_t end) {
-      for (int64_t channel = begin; channel < end; ++channel) {
-        Sums sums;
-        for (int64_t piece = 0; piece < pieces; ++piece) sums.merge(reduce_piece(channel, piece));
-        const Coefficients coefficients = finish(channel, sums);
-        for (int64_t piece = pieces; piece-- > 0;) apply_piece(channel, piece, coefficients);
+    int64_t together = 1;
+    if (problem.layout == Layout::kNCS) {
+      const int64_t row_bytes = problem.spatial * element_size(problem.dtype);
+      together = std::clamp<int64_t>(kGroupBytes / row_bytes, 1, share);
+    }
+    const int64_t groups = (channels + together - 1) / together;
+    parallel_for(groups, together * problem.per_channel(), [&](int64_t begin, int64_t end) {
+      Coefficients values(problem, together);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i * together;
+        const ChannelGroup group{first, std::min(together, channels - first), 0};
+        for (int64_t c = 0; c < group.count; ++c) {
+          Sums sums;
+          for (int64_t p = 0; p < pieces; ++p) sums.merge(reduce_piece(first + c, p));
+          values.set(c, finish(first + c, sums));
+        }
+        for (int64_t piece = pieces; piece-- > 0;) apply_piece(group, piece, values);
       }
     });
     return;
@@ -101,17 +124,33 @@ void reduce_and_apply(const Problem& problem, Reduce reduce, Finish finish, Appl
   parallel_for(channels * pieces, piece_elements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) partial[i] = reduce_piece(i / pieces, i % pieces);
   });
-  std::vector<Coefficients> coefficients;
-  coefficients.reserve(channels);
+  Coefficients values(problem, channels);
   for (int64_t channel = 0; channel < channels; ++channel) {
     Sums sums;
     for (int64_t piece = 0; piece < pieces; ++piece) sums.merge(partial[channel * pieces + piece]);
-    coefficients.push_back(finish(channel, sums));
+    values.set(channel, finish(channel, sums));
   }
   parallel_for(channels * pieces, piece_elements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = end; i-- > begin;)
-      apply_piece(i / pieces, i % pieces, coefficients[i / pieces]);
+    for (int64_t i = end; i-- > begin;) {
+      const int64_t channel = i / pieces;
+      apply_piece({channel, 1, channel}, i % pieces, values);
+    }
   });
+}
+
+// Calls body(block, step) for the stretches of a block of a group: the block itself where the group
+// is one channel, else each sample's part of all its channels, with the step of their coefficients.
+template <typename Body>
+void for_each_stretch(const Problem& problem, const ChannelGroup& group, const Block& block,
+                      Body body) {
+  if (group.count == 1) {
+    body(block, 0);
+    return;
+  }
+  for (int64_t sample = 0; sample < block.run.segments; ++sample) {
+    const Run run{group.count, problem.spatial, block.run.length};
+    body(Block{block.sample + sample, block.position, run}, 1);
+  }
 }
 
 // One pass over everything: apply(channel, block).
@@ -147,7 +186,7 @@ class Operand {
   // The block's elements, to be walked with run_of(block); valid as long as scratch.
   const void* read(int64_t channel, const Block& block, Scratch& scratch) const {
     if (problem_.layout == Layout::kNCS) return address(channel, block);
-    for_each_stretch(
+    for_each_even_stretch(
         channel, block,
         [&](char* element, int64_t stride, int64_t length, char* to) {
           loops(problem_.dtype).gather(element, stride, length, to);
@@ -162,7 +201,7 @@ class Operand {
   }
   void commit(int64_t channel, const Block& block, Scratch& scratch) const {
     if (problem_.layout == Layout::kNCS) return;
-    for_each_stretch(
+    for_each_even_stretch(
         channel, block,
         [&](char* element, int64_t stride, int64_t length, char* from) {
           loops(problem_.dtype).scatter(from, element, stride, length);
@@ -181,7 +220,8 @@ class Operand {
 
   // Calls body(element, stride, length, scratch) for each stretch of evenly spaced elements.
   template <typename Body>
-  void for_each_stretch(int64_t channel, const Block& block, Body body, Scratch& scratch) const {
+  void for_each_even_stretch(int64_t channel, const Block& block, Body body,
+                             Scratch& scratch) const {
     char* packed = static_cast<char*>(scratch.data());
     const int64_t acc_size = element_size(accumulate_dtype(problem_.dtype));
     const int64_t first =

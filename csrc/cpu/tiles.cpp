@@ -13,6 +13,7 @@
 
 #include "batch_norm.h"
 #include "channel.h"
+#include "coefficients.h"
 #include "parallel.h"
 #include "stream.h"
 
@@ -76,38 +77,13 @@ char* element(const Problem& problem, const Activation& activation, int64_t inde
   return static_cast<char*>(activation.data) + index * element_size(problem.dtype);
 }
 
-// One array of acc per coefficient, a value per column.
-class Columns {
- public:
-  Columns(const Problem& problem, const TileGrid& grid, int coefficients)
-      : channels_(problem.channels),
-        joined_(grid.joined()),
-        columns_(grid.columns()),
-        dtype_(accumulate_dtype(problem.dtype)),
-        storage_(coefficients * columns_) {}
-
-  void set(int coefficient, int64_t channel, double value) {
-    for (int64_t row = 0; row < joined_; ++row) {
-      const ChannelVector vector{at(coefficient, 0), dtype_, 1};
-      write(vector, row * channels_ + channel, value);
-    }
+// Sets the coefficients of a channel in all of its columns.
+template <typename Values>
+void set_channel(Coefficients& coefficients, const Problem& problem, const TileGrid& grid,
+                 int64_t channel, const Values& values) {
+  for (int64_t row = 0; row < grid.joined(); ++row) {
+    coefficients.set(row * problem.channels + channel, values);
   }
-
-  void* at(int coefficient, int64_t column) const {
-    char* base = reinterpret_cast<char*>(const_cast<double*>(storage_.data()));
-    return base + (coefficient * columns_ + column) * element_size(dtype_);
-  }
-
- private:
-  int64_t channels_, joined_, columns_;
-  DType dtype_;
-  std::vector<double> storage_;  // of acc, which is no wider than double
-};
-
-void set_affine(Columns& columns, int64_t channel, const Affine& affine) {
-  columns.set(0, channel, affine.mean);
-  columns.set(1, channel, affine.scale);
-  columns.set(2, channel, affine.shift);
 }
 
 // Two sums per column and piece, pieces outermost.
@@ -164,11 +140,11 @@ std::vector<Moments> all_moments(const Problem& problem, const TileGrid& grid,
   return channels;
 }
 
-// Calls also(column, first element, tile) for each tile while it is in cache; `mean` holds a value
+// Calls also(column, first element, tile) for each tile while it is in cache; `means` holds a value
 // per column.
 template <typename Also>
-std::vector<GradSums> all_grad_sums(const Backward& op, const TileGrid& grid, const Columns& mean,
-                                    Also also) {
+std::vector<GradSums> all_grad_sums(const Backward& op, const TileGrid& grid,
+                                    const Coefficients& means, Also also) {
   const Problem& problem = op.problem;
   const Loops& inner = loops(problem.dtype);
   Partial partial(grid);
@@ -177,7 +153,7 @@ std::vector<GradSums> all_grad_sums(const Backward& op, const TileGrid& grid, co
       grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Tile tile) {
         const int64_t at = piece * grid.columns() + column;
         inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), tile,
-                               mean.at(0, column), &partial.first[at], &partial.second[at]);
+                               means.mean(column), &partial.first[at], &partial.second[at]);
         also(column, first, tile);
       });
     }
@@ -223,86 +199,85 @@ void apply_backward(const TileGrid& grid, Apply apply) {
 class Normalizer {
  public:
   Normalizer(const Problem& problem, const Activation& x, const Activation& y,
-             const Columns& affine)
+             const Coefficients& affine)
       : problem_(problem), x_(x), y_(y), affine_(affine), stream_(streams(problem)) {}
 
   void operator()(int64_t column, int64_t first, const Tile& tile) const {
     loops(problem_.dtype)
         .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), tile,
-                           {affine_.at(0, column), affine_.at(1, column), affine_.at(2, column)},
-                           stream_);
+                           affine_.affine(column), stream_);
   }
 
  private:
   const Problem& problem_;
   const Activation &x_, &y_;
-  const Columns& affine_;
+  const Coefficients& affine_;
   bool stream_;
 };
 
 }  // namespace
 
 void training_forward_tiles(const TrainingForward& op) {
-  const TileGrid grid(op.problem);
-  const std::vector<Moments> moments = all_moments(op.problem, grid, op.x);
-  Columns affine(op.problem, grid, 3);
+  const Problem& problem = op.problem;
+  const TileGrid grid(problem);
+  const std::vector<Moments> moments = all_moments(problem, grid, op.x);
+  Coefficients affine(problem, grid.columns());
   const double factor = blend_factor(op);
-  for (int64_t channel = 0; channel < op.problem.channels; ++channel) {
-    set_affine(affine, channel, finish_channel(op, channel, moments[channel], factor));
+  for (int64_t c = 0; c < problem.channels; ++c) {
+    set_channel(affine, problem, grid, c, finish_channel(op, c, moments[c], factor));
   }
-  apply_backward(grid, Normalizer(op.problem, op.x, op.y, affine));
+  apply_backward(grid, Normalizer(problem, op.x, op.y, affine));
 }
 
 void inference_forward_tiles(const InferenceForward& op) {
-  const TileGrid grid(op.problem);
-  Columns affine(op.problem, grid, 3);
-  for (int64_t channel = 0; channel < op.problem.channels; ++channel) {
-    set_affine(affine, channel, inference_channel(op, channel));
+  const Problem& problem = op.problem;
+  const TileGrid grid(problem);
+  Coefficients affine(problem, grid.columns());
+  for (int64_t c = 0; c < problem.channels; ++c) {
+    set_channel(affine, problem, grid, c, inference_channel(op, c));
   }
-  apply_backward(grid, Normalizer(op.problem, op.x, op.y, affine));
+  apply_backward(grid, Normalizer(problem, op.x, op.y, affine));
 }
 
 void backward_tiles(const Backward& op) {
   const Problem& problem = op.problem;
   const int64_t channels = problem.channels;
   const TileGrid grid(problem);
-  Columns mean(problem, grid, 1);
-  for (int64_t c = 0; c < channels; ++c) mean.set(0, c, read(op.mean, c));
+  const bool wants_dx = op.dx.data != nullptr;
+  Coefficients values(problem, grid.columns());
+  for (int64_t c = 0; c < channels; ++c) {
+    set_channel(values, problem, grid, c, Affine{read(op.mean, c), 0, 0});
+  }
 
   if (op.training) {
-    const auto sums = all_grad_sums(op, grid, mean, [](int64_t, int64_t, Tile) {});
-    Columns affine(problem, grid, 3);
+    const auto sums = all_grad_sums(op, grid, values, [](int64_t, int64_t, Tile) {});
     for (int64_t c = 0; c < channels; ++c) {
-      const GradAffine channel = finish_gradient(op, c, sums[c]);
-      affine.set(0, c, channel.scale);
-      affine.set(1, c, channel.slope);
-      affine.set(2, c, channel.offset);
+      set_channel(values, problem, grid, c, finish_gradient(op, c, sums[c]));
     }
-    if (op.dx.data == nullptr) return;
+    if (!wants_dx) return;
     const Loops& inner = loops(problem.dtype);
     const bool stream = streams(problem);
     apply_backward(grid, [&](int64_t column, int64_t first, const Tile& tile) {
-      inner.grad_input_columns(
-          element(problem, op.dy, first), element(problem, op.x, first),
-          element(problem, op.dx, first), tile,
-          {mean.at(0, column), affine.at(0, column), affine.at(1, column), affine.at(2, column)},
-          stream);
+      inner.grad_input_columns(element(problem, op.dy, first), element(problem, op.x, first),
+                               element(problem, op.dx, first), tile, values.grad_affine(column),
+                               stream);
     });
     return;
   }
 
-  Columns affine(problem, grid, 3);
-  for (int64_t c = 0; c < channels; ++c) set_affine(affine, c, inference_gradient(op, c));
+  Coefficients affine(problem, grid.columns());
+  for (int64_t c = 0; c < channels; ++c) {
+    set_channel(affine, problem, grid, c, inference_gradient(op, c));
+  }
   const Normalizer scale_dy(problem, op.dy, op.dx, affine);
   if (op.dweight.data == nullptr && op.dbias.data == nullptr) {
-    apply_backward(grid, scale_dy);
+    if (wants_dx) apply_backward(grid, scale_dy);
     return;
   }
   // Nothing in dx waits for the sums: both in one pass.
-  const bool wants_dx = op.dx.data != nullptr;
   if (wants_dx && grid.rest() > 0) scale_dy(0, grid.rest_begin(), Tile{1, 0, grid.rest()});
   const auto sums =
-      all_grad_sums(op, grid, mean, [&](int64_t column, int64_t first, const Tile& tile) {
+      all_grad_sums(op, grid, values, [&](int64_t column, int64_t first, const Tile& tile) {
         if (wants_dx) scale_dy(column, first, tile);
       });
   for (int64_t c = 0; c < channels; ++c) finish_gradient(op, c, sums[c]);

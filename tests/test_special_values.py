@@ -1,0 +1,77 @@
+"""NaN and infinity come out where they went in, whatever their bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastbn
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+# Runs, tiles, and runs shorter than a vector.
+INPUTS = {
+    "runs": (3, 4, 9, 11),
+    "tiles": (300, 70),
+    "short runs": (3, 4, 2, 2),
+}
+# A quiet NaN with all bits set: rounding one carelessly to bfloat16 carries into the sign.
+FULL_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+each_input = pytest.mark.parametrize("shape", INPUTS.values(), ids=list(INPUTS))
+
+
+def finite_channels(y: torch.Tensor) -> list[bool]:
+    """Whether all elements of each channel are finite; none or all of a channel's are NaN."""
+    channels = y.movedim(1, 0).flatten(1)
+    nan = channels.isnan()
+    assert torch.equal(nan.any(1), nan.all(1))
+    return [not bool(value) for value in nan.any(1)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_input
+def test_one_bad_element_spoils_its_channel_alone(
+    shape: tuple[int, ...], dtype: torch.dtype, value: float
+) -> None:
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    x[1, 2].fill_(value)
+    y = fastbn.batch_norm(x, None, None, training=True)
+    assert finite_channels(y) == [channel != 2 for channel in range(shape[1])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("where", ["weight", "bias", "running_mean"])
+@each_input
+def test_nan_of_any_bits_stays_nan(
+    shape: tuple[int, ...], where: str, training: bool, dtype: torch.dtype
+) -> None:
+    """Diverged checkpoints carry such values; a finite result would hide that."""
+    if where == "running_mean" and training:
+        training = False  # in training it is not read
+    channels = shape[1]
+    vectors = {
+        "running_mean": torch.zeros(channels),
+        "running_var": torch.ones(channels),
+        "weight": torch.ones(channels),
+        "bias": torch.zeros(channels),
+    }
+    vectors[where][1] = FULL_NAN[0]
+    x = torch.randn(shape).to(dtype).requires_grad_()
+    y = fastbn.batch_norm(x, training=training, **vectors)
+    assert finite_channels(y) == [channel != 1 for channel in range(channels)]
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert finite_channels(dx) == [where != "weight" or channel != 1 for channel in range(channels)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_values_beyond_the_range_of_16_bits_become_infinite(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4, 9, 11).to(dtype)
+    weight = torch.full((4,), torch.finfo(torch.float32).max / 8)
+    y = fastbn.batch_norm(x, None, None, weight, training=True)
+    exact = torch.nn.functional.batch_norm(x.double(), None, None, weight.double(), training=True)
+    beyond = exact.abs() > torch.finfo(dtype).max
+    if dtype == torch.float16:
+        assert beyond.float().mean() > 0.99
+    assert torch.equal(y.isinf(), beyond)
+    assert torch.equal(y[beyond].sign().double(), exact[beyond].sign())
