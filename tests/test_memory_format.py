@@ -74,8 +74,10 @@ def test_results_are_right_and_lie_as_stock_s(name: str, gradient: str, training
     )
     assert_near(y, reference.output(x, weight, bias, statistics), "y")
     expected = reference.gradients(dy, x, weight, statistics, training)
+    # The table expects terms of random sign, whose sum grows with the root of their number.
+    condition = (x.numel() / channels) ** 0.5 if gradient == "expanded" else 1.0
     for quantity, value in (("dx", dx), ("dweight", dweight), ("dbias", dbias)):
-        assert_near(value, expected[quantity], quantity)
+        assert_near(value, expected[quantity], quantity, condition)
 
 
 @pytest.mark.parametrize("name", INPUTS)
