@@ -2,9 +2,9 @@
 //
 // The loops of loops.h for one instruction set. Included by loops_*.cpp only.
 //
-// Sums are taken in acc over at most a block of elements (runs.h, tiles.cpp), in several independent
-// vectors, and leave as double. Which element meets which lane depends on shapes alone, so results
-// do not depend on alignment, on threads or on the run.
+// Sums are taken in acc over at most a block of elements (runs.h, tiles.cpp), in several
+// independent vectors, and leave as double. Which element meets which lane depends on shapes alone,
+// so results do not depend on alignment, on threads or on the run.
 #pragma once
 
 #include <type_traits>
