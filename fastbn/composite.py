@@ -46,8 +46,13 @@ def _has_tangent(tensor: Tensor | None) -> bool:
 
 def _update(running: Tensor, batch: Tensor, factor: Tensor | float) -> None:
     """Blends the batch in: running = (1 - factor) * running + factor * batch."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(running):
+        running.copy_((1 - factor) * running.to(batch.dtype) + factor * batch)
+        return
+    # Captured by a function that is being differentiated, perhaps: updated by value, as stock does.
+    batch = torch.func.debug_unwrap(batch)
     blended = (1 - factor) * running.to(batch.dtype) + factor * batch
-    running.copy_(blended)
+    torch.add(blended.to(running.dtype), 0, out=running)
 
 
 def batch_norm(

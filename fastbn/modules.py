@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Proxy
 
@@ -63,13 +64,13 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
         recomputed = False
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
-                return super().forward(input)  # exporters know aten.batch_norm, nothing of ours
+                return self._exported_forward(input)
         elif isinstance(input, Proxy):
             # A leaf for symbolic tracing, as stock's modules are.
             tracer = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
         elif _is_tracing():
-            return super().forward(input)
+            return self._exported_forward(input)
         else:
             # Inside a backward, where checkpointing computes a forward again.
             recomputed = _current_graph_task_id() != -1
@@ -93,6 +94,17 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
         else:
             counter = self.num_batches_tracked
         return dispatch(input, weight, bias, mean, var, counter, training, self.momentum, self.eps)
+
+    def _exported_forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Stock's forward: exporters know aten.batch_norm and nothing of ours."""
+        weight, mean, var = self.weight, self.running_mean, self.running_var
+        if self.training or weight is None or mean is None or var is None:
+            return super().forward(input)
+        if mean.dtype == weight.dtype or weight.dtype not in HALF_DTYPES:
+            return super().forward(input)
+        # Which takes 16-bit parameters with statistics of the same dtype only.
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
+        return F.batch_norm(input, mean, var, weight, self.bias, eps=self.eps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self._buffers.get(name) for name in _STATISTICS}

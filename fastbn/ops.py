@@ -34,6 +34,9 @@ batch_norm_inference: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_
 batch_norm_backward: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_backward.default
 
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and saved statistics: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -65,15 +68,23 @@ def check_forward(
         "weight": weight,
         "bias": bias,
     }
+    channels = x.shape[1] if x.dim() > 1 else 0
     for name, vector in vectors.items():
-        if vector is not None and vector.numel() != x.shape[1]:
-            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {vector.numel()}")
+        if vector is not None and vector.numel() != channels:
+            raise RuntimeError(f"{name} should contain {channels} elements not {vector.numel()}")
         if vector is None and not training and name.startswith("running"):
             raise RuntimeError(f"{name} must be defined in evaluation mode")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if not x.is_floating_point():
+    if x.dtype not in _DTYPES:
         raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
+    for vector in vectors.values():
+        if vector is None:
+            continue
+        if x.dtype == torch.float64 and vector.dtype != torch.float64:
+            raise RuntimeError("mixed dtype (CPU): all inputs must share same datatype.")
+        if x.dtype != torch.float64 and vector.dtype not in _DTYPES[1:]:
+            raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
