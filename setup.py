@@ -4,7 +4,8 @@ Environment variables:
 
 * ``FASTBN_CUDA``: ``auto`` (default: CUDA kernels if torch has CUDA and nvcc is found), ``0`` or
   ``1`` (fail where they cannot be built). ``FORCE_CUDA=1`` means the same as ``FASTBN_CUDA=1``.
-* ``TORCH_CUDA_ARCH_LIST``: GPU architectures to compile for; a default is set if absent.
+* ``TORCH_CUDA_ARCH_LIST``: GPU architectures to compile for, such as ``8.0;9.0+PTX``; by
+  default those of the GPUs at hand or, without any, all that are supported.
 * ``MAX_JOBS``: compilers to run side by side; the default depends on cores and free memory.
 * ``FASTBN_TORCH_PIN=1``: the wheel requires the minor version of torch it was built with.
 * ``FASTBN_LOCAL_VERSION``: suffix of the version, such as ``cu130torch2.13``.
@@ -24,7 +25,7 @@ from setuptools import setup
 VERSION = "0.1.0"
 ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc"
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 GIBIBYTES_PER_JOB = 3
 
 
@@ -48,7 +49,7 @@ def sources(*patterns: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found]
 
 
-def with_cuda(cuda_sources: list[str]) -> bool:
+def with_cuda() -> bool:
     """Whether to build the CUDA kernels."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
@@ -56,16 +57,23 @@ def with_cuda(cuda_sources: list[str]) -> bool:
     wish = os.environ.get("FASTBN_CUDA", "1" if os.environ.get("FORCE_CUDA") == "1" else "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"FASTBN_CUDA is {wish!r}; it may be auto, 0 or 1.")
-    possible = bool(torch.version.cuda and CUDA_HOME and cuda_sources)
+    possible = bool(torch.version.cuda and CUDA_HOME)
     if wish == "1" and not possible:
-        if not cuda_sources:
-            sys.exit(f"FASTBN_CUDA=1, but fastbn {VERSION} has no CUDA kernels; set FASTBN_CUDA=0.")
         sys.exit(
             f"FASTBN_CUDA=1, but torch {torch.__version__} has CUDA {torch.version.cuda} and nvcc "
             f"was found in {CUDA_HOME}; install a torch built with CUDA and a CUDA toolkit of the "
             "same major version (CUDA_HOME names its folder), or set FASTBN_CUDA=0."
         )
     return possible and wish != "0"
+
+
+def architectures() -> str:
+    """Of the GPUs at hand, or else those that a wheel should have."""
+    import torch
+
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    capabilities = sorted({torch.cuda.get_device_capability(device) for device in devices})
+    return ";".join(f"{major}.{minor}" for major, minor in capabilities) or DEFAULT_ARCHITECTURES
 
 
 def free_gibibytes() -> float:
@@ -105,11 +113,13 @@ def extension_arguments() -> dict[str, Any]:
             "install torch first, then run pip install --no-build-isolation ."
         )
 
-    cuda_sources = sources("cuda/**/*.cu", "cuda/**/*.cpp")
-    cuda = with_cuda(cuda_sources)
-    cpp_sources = sources("*.cpp", "cpu/*.cpp")
+    # The planner is in every build: it answers for GPUs that are not there.
+    planner = sources("cuda/plan.cpp", "cuda/devices.cpp")
+    cuda_sources = sorted({*sources("cuda/*.cu", "cuda/*.cpp")} - {*planner})
+    cuda = with_cuda()
+    cpp_sources = sources("*.cpp", "cpu/*.cpp") + planner
     if cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
         cpp_sources.remove("csrc/no_cuda.cpp")
     jobs = max(1, min(os.cpu_count() or 1, int(free_gibibytes() // GIBIBYTES_PER_JOB)))
     os.environ.setdefault("MAX_JOBS", str(jobs))

@@ -50,12 +50,13 @@ void check_vector(const at::Tensor& x, const OptionalTensor& vector) {
   if (!vector) return;
   TORCH_CHECK(vector->device() == x.device(), "Tensor on device ", vector->device(),
               " is not on the expected device ", x.device(), "!");
+  const char* device = x.is_cpu() ? "CPU" : "CUDA";
   if (x.scalar_type() == at::kDouble) {
-    TORCH_CHECK(vector->scalar_type() == at::kDouble,
-                "mixed dtype (CPU): all inputs must share same datatype.");
+    TORCH_CHECK(vector->scalar_type() == at::kDouble, "mixed dtype (", device,
+                "): all inputs must share same datatype.");
   } else {
     TORCH_CHECK(is_supported(vector->scalar_type()) && vector->scalar_type() != at::kDouble,
-                "mixed dtype (CPU): expect parameter to have scalar type of Float");
+                "mixed dtype (", device, "): expect parameter to have scalar type of Float");
   }
 }
 

@@ -3,21 +3,37 @@
 // What a build without CUDA answers for tensors on a GPU. Left out of builds that have it.
 #include <torch/library.h>
 
+#include "cuda/device_properties.h"
+
+namespace fastbn {
+
 namespace {
+
+constexpr const char* kHowToGetIt =
+    "reinstall it with FASTBN_CUDA=1 pip install --no-build-isolation . where torch has CUDA and "
+    "nvcc is at hand";
 
 void refuse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       false, op.schema().name(),
       " got a tensor on a GPU, but this fastbn was built without CUDA kernels and supports CPU "
-      "tensors only; reinstall it with FASTBN_CUDA=1 pip install --no-build-isolation . where "
-      "torch "
-      "has CUDA and nvcc is at hand, or move the model to the CPU or back with fastbn.revert.");
+      "tensors only; ",
+      kHowToGetIt, ", or move the model to the CPU or back with fastbn.revert.");
 }
 
 }  // namespace
 
+const cuda::Device& cuda::device_properties(int index) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "the properties of GPU ", index,
+                              " were asked for, but this fastbn was built without CUDA kernels; ",
+                              kHowToGetIt);
+}
+
+}  // namespace fastbn
+
 TORCH_LIBRARY_IMPL(fastbn, CUDA, library) {
-  library.impl("batch_norm_training", torch::CppFunction::makeFromBoxedFunction<&refuse>());
-  library.impl("batch_norm_inference", torch::CppFunction::makeFromBoxedFunction<&refuse>());
-  library.impl("batch_norm_backward", torch::CppFunction::makeFromBoxedFunction<&refuse>());
+  library.impl("batch_norm_training", torch::CppFunction::makeFromBoxedFunction<&fastbn::refuse>());
+  library.impl("batch_norm_inference",
+               torch::CppFunction::makeFromBoxedFunction<&fastbn::refuse>());
+  library.impl("batch_norm_backward", torch::CppFunction::makeFromBoxedFunction<&fastbn::refuse>());
 }

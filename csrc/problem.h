@@ -46,7 +46,7 @@ enum class Layout : int8_t {
 // Spatial dimensions of an activation after adjacent ones have been merged.
 constexpr int kMaxSpatialDims = 8;
 
-// An activation tensor. Strides count elements; they are read only under Layout::kStrided.
+// An activation tensor. Strides count elements.
 struct Activation {
   void* data = nullptr;
   int64_t batch_stride = 0;

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The machine: everything about a GPU that kernels use and C++ has no word for. Kernels are written
+// on this header alone, so a simulator that offers the same functions can run them on a CPU: a host
+// compiler takes its header instead.
+#pragma once
+
+#ifndef __CUDACC__
+
+#include <cudasim/gpu.h>
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../../problem.h"
+
+#define FASTBN_DEVICE __device__ __forceinline__
+// At most so many threads, in blocks that share an SM's registers.
+#define FASTBN_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define FASTBN_PARAMETER const __grid_constant__
+
+namespace fastbn::gpu {
+
+// --- Where a thread is -------------------------------------------------------------------------
+
+FASTBN_DEVICE int thread_index() { return threadIdx.x; }
+FASTBN_DEVICE int block_threads() { return blockDim.x; }
+FASTBN_DEVICE int block_index() { return blockIdx.x; }
+FASTBN_DEVICE int grid_blocks() { return gridDim.x; }
+
+// --- Shared memory and barriers ------------------------------------------------------------------
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+FASTBN_DEVICE void* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared[];
+  return shared;
+}
+
+// Waits for all threads of the block; what they wrote before is visible after.
+FASTBN_DEVICE void sync_block() { __syncthreads(); }
+
+// Makes what this thread wrote visible to other blocks before anything it does later.
+FASTBN_DEVICE void fence_device() { __threadfence(); }
+
+// Adds one to a counter, which wraps to zero after `last`. Returns the value before.
+FASTBN_DEVICE unsigned count_up(unsigned* counter, unsigned last) {
+  return atomicInc(counter, last);
+}
+
+// --- Global memory -------------------------------------------------------------------------------
+
+// What becomes of the cache lines of an access: kept for those who come back to them, or the first
+// to make room.
+enum class Reuse { kLikely, kNone };
+
+// Elements that are loaded and stored at once; 16 bytes of them must lie at a multiple of 16.
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T elements[kWidth];
+};
+
+namespace detail {
+
+// The machine's word of a size.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<2> {
+  using Type = unsigned short;
+};
+template <>
+struct Word<4> {
+  using Type = unsigned;
+};
+template <>
+struct Word<8> {
+  using Type = unsigned long long;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+template <typename T>
+using WordOf = typename Word<sizeof(T)>::Type;
+
+}  // namespace detail
+
+// Reads what no kernel in flight writes.
+template <Reuse kReuse, typename T>
+FASTBN_DEVICE T load(const T* address) {
+  using Word = detail::WordOf<T>;
+  const Word* word_address = reinterpret_cast<const Word*>(address);
+  const Word word = kReuse == Reuse::kNone ? __ldcs(word_address) : __ldg(word_address);
+  return reinterpret_cast<const T&>(word);
+}
+
+// Reads what other blocks of this kernel may have written.
+template <typename T>
+FASTBN_DEVICE T load_written(const T* address) {
+  const auto word = __ldcg(reinterpret_cast<const detail::WordOf<T>*>(address));
+  return reinterpret_cast<const T&>(word);
+}
+
+template <Reuse kReuse, typename T>
+FASTBN_DEVICE void store(T* address, const T& value) {
+  using Word = detail::WordOf<T>;
+  Word* word_address = reinterpret_cast<Word*>(address);
+  const Word& word = reinterpret_cast<const Word&>(value);
+  if (kReuse == Reuse::kNone) {
+    __stcs(word_address, word);
+  } else {
+    *word_address = word;
+  }
+}
+
+// --- 16-bit floating point -----------------------------------------------------------------------
+
+FASTBN_DEVICE double widen(double value) { return value; }
+FASTBN_DEVICE float widen(float value) { return value; }
+FASTBN_DEVICE float widen(BFloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+FASTBN_DEVICE float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+
+// Rounds to nearest even.
+template <int kCount>
+FASTBN_DEVICE void narrow(const double (&from)[kCount], double (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], float (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+// Two at a time, as the machine converts them.
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], BFloat16 (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; i += 2) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(from[i], from[i + 1]);
+    to[i].bits = __bfloat16_as_ushort(pair.x);
+    to[i + 1].bits = __bfloat16_as_ushort(pair.y);
+  }
+  if (kCount % 2 == 1) {
+    to[kCount - 1].bits = __bfloat16_as_ushort(__float2bfloat16_rn(from[kCount - 1]));
+  }
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; i += 2) {
+    const __half2 pair = __floats2half2_rn(from[i], from[i + 1]);
+    to[i].bits = __half_as_ushort(pair.x);
+    to[i + 1].bits = __half_as_ushort(pair.y);
+  }
+  if (kCount % 2 == 1) {
+    to[kCount - 1].bits = __half_as_ushort(__float2half_rn(from[kCount - 1]));
+  }
+}
+
+FASTBN_DEVICE float square_root(float value) { return __fsqrt_rn(value); }
+FASTBN_DEVICE double square_root(double value) { return __dsqrt_rn(value); }
+
+// --- Two kernels in a row ------------------------------------------------------------------------
+
+// Programmatic dependent launch: the first kernel lets the second one's blocks take places that its
+// own leave, and the second waits for all that the first wrote.
+FASTBN_DEVICE void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+FASTBN_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// --- Launching -----------------------------------------------------------------------------------
+
+using Stream = cudaStream_t;
+
+struct LaunchShape {
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+  bool overlaps_previous;  // calls wait_for_previous_kernel()
+};
+
+// Null, or what is wrong.
+template <typename... Parameters>
+const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+                   const Parameters&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = shape.overlaps_previous ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace fastbn::gpu
+
+#endif

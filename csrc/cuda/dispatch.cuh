@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// From the dtype and mapping of a plan to the types that kernels are compiled for, and from a
+// kernel to its launch.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "device/gpu.cuh"
+#include "kernels/columns.cuh"
+#include "kernels/segments.cuh"
+#include "kernels/strided.cuh"
+#include "plan.h"
+
+namespace fastbn::cuda {
+
+template <typename T>
+struct TypeTag {
+  using Type = T;
+};
+
+template <typename scalar_t, typename Body>
+void dispatch_mapping(const Geometry& geometry, const Body& body) {
+  constexpr int kWidth = kVectorBytes / sizeof(scalar_t);
+  switch (geometry.mapping) {
+    case Mapping::kColumns:
+      if (geometry.width == 1) return body(TypeTag<Columns<scalar_t, 1>>());
+      return body(TypeTag<Columns<scalar_t, kWidth>>());
+    case Mapping::kSegments:
+      return body(TypeTag<Segments<scalar_t, kWidth>>());
+    case Mapping::kStrided:
+      return body(TypeTag<Strided<scalar_t>>());
+  }
+}
+
+// Calls body(TypeTag<Mapping>()).
+template <typename Body>
+void dispatch(DType dtype, const Geometry& geometry, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return dispatch_mapping<double>(geometry, body);
+    case DType::kFloat32:
+      return dispatch_mapping<float>(geometry, body);
+    case DType::kBFloat16:
+      return dispatch_mapping<BFloat16>(geometry, body);
+    case DType::kFloat16:
+      return dispatch_mapping<Float16>(geometry, body);
+  }
+}
+
+// Launches the kernels of one plan.
+class Launcher {
+ public:
+  Launcher(const Problem& problem, const Plan& plan, gpu::Stream stream)
+      : problem_(problem), plan_(plan), stream_(stream) {}
+
+  template <typename... Parameters>
+  void operator()(const char* name, void (*kernel)(Parameters...),
+                  const Parameters&... arguments) const {
+    launch(name, /*overlaps_previous=*/false, kernel, arguments...);
+  }
+
+  // The second of two kernels, which calls wait_for_previous_kernel().
+  template <typename... Parameters>
+  void then(const char* name, void (*kernel)(Parameters...), const Parameters&... arguments) const {
+    launch(name, plan_.overlap_launches, kernel, arguments...);
+  }
+
+ private:
+  template <typename... Parameters>
+  void launch(const char* name, bool overlaps_previous, void (*kernel)(Parameters...),
+              const Parameters&... arguments) const {
+    const gpu::LaunchShape shape{plan_.grid, plan_.block, plan_.shared_bytes, overlaps_previous};
+    const char* error = gpu::launch(stream_, shape, kernel, arguments...);
+    if (error == nullptr) return;
+    throw std::runtime_error("fastbn: launching " + std::string(name) + " for " +
+                             describe(problem_, plan_) + " failed: " + error);
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  gpu::Stream stream_;
+};
+
+// Places the arrays of a plan's workspace.
+inline Workspace place(const Plan& plan, void* memory) {
+  char* base = static_cast<char*>(memory);
+  return {reinterpret_cast<unsigned*>(base), base + plan.partials_offset,
+          base + plan.coefficients_offset};
+}
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Mapping::kColumns. The activation is a matrix of rows one after another in memory, each column of
+// which belongs to one channel. A thread has a vector of adjacent columns and keeps a statistic for
+// each; adjacent threads have adjacent vectors, and so on over the rows of a part.
+//
+//   channels last      a row is a position, a column a channel
+//   folded             a row is several positions, so that it is a whole number of vectors
+//   small segments     a row is a contiguous sample, and each channel has as many columns as
+//                      positions; a slab is so many channels that it is a whole number of vectors
+#pragma once
+
+#include "../device/chunk.cuh"
+
+namespace fastbn::cuda {
+
+template <typename scalar_t_, int kWidth>
+class Columns {
+ public:
+  using scalar_t = scalar_t_;
+  using acc_t = AccumulateOf<scalar_t>;
+  static constexpr int kLanes = kWidth;
+  static constexpr Occupancy kOccupancy = kColumnsOccupancy;
+
+  // Refers to its arguments: parameters of the kernel cost no registers.
+  FASTBN_DEVICE Columns(const Problem& problem, const Geometry& geometry, int block)
+      : problem_(problem),
+        geometry_(geometry),
+        part_(block / geometry.slabs),
+        slab_(block % geometry.slabs),
+        row_(gpu::thread_index() / geometry.vectors),
+        vector_(gpu::thread_index() % geometry.vectors) {}
+
+  FASTBN_DEVICE int part() const { return part_; }
+  FASTBN_DEVICE int slab() const { return slab_; }
+  FASTBN_DEVICE int64_t first_channel() const { return int64_t{slab_} * geometry_.slab_channels; }
+  FASTBN_DEVICE int channels() const {
+    const int64_t left = problem_.channels - first_channel();
+    return left < geometry_.slab_channels ? static_cast<int>(left) : geometry_.slab_channels;
+  }
+
+  FASTBN_DEVICE int rows() const { return gpu::block_threads() / geometry_.vectors; }
+  FASTBN_DEVICE int row() const { return row_; }
+  FASTBN_DEVICE int vectors() const { return geometry_.vectors; }
+  FASTBN_DEVICE int vector() const { return vector_; }
+
+  // Whether this thread has any columns; the following ask those that have.
+  FASTBN_DEVICE bool active() const { return row_ < rows() && column() < geometry_.matrix_columns; }
+
+  // The channel of a lane, counted within the slab.
+  FASTBN_DEVICE int channel_of(int lane) const {
+    const int column = vector_ * kWidth + lane;
+    const int step = geometry_.channel_step;
+    return step == 1 ? column % geometry_.slab_channels : column / step;
+  }
+
+  // Where the first element of a channel of the slab lies.
+  FASTBN_DEVICE int64_t origin(const Activation&, int channel) const {
+    return (first_channel() + channel) * geometry_.channel_step;
+  }
+
+  // Calls body(chunk) for all elements of this thread's columns in its rows of the part, in order
+  // of memory or from the end.
+  template <int kVectors, bool kReverse, typename Body>
+  FASTBN_DEVICE void for_each(const Body& body) const {
+    const int64_t first = part_begin(geometry_, part_) + row_;
+    const int64_t end = part_begin(geometry_, part_ + 1);
+    if (!active() || first >= end) return;
+    const int own_rows = static_cast<int>((end - first + rows() - 1) / rows());
+    const int chunks = own_rows / kVectors;
+    const int64_t step = rows() * geometry_.matrix_columns;
+    const int64_t start = first * geometry_.matrix_columns + column();
+    int64_t offset = start;
+    int64_t advance = kVectors * step;
+    if (kReverse) {
+      offset += (chunks - 1) * advance;
+      advance = -advance;
+    }
+#pragma unroll 1
+    for (int i = 0; i < chunks; ++i, offset += advance) {
+      body(Chunk<scalar_t, kVectors, kWidth, EvenPlaces>{{offset, step}});
+    }
+#pragma unroll 1
+    for (int i = chunks * kVectors; i < own_rows; ++i) {
+      body(Chunk<scalar_t, 1, kWidth, EvenPlaces>{{start + i * step, step}});
+    }
+  }
+
+ private:
+  FASTBN_DEVICE int64_t column() const {
+    return (int64_t{slab_} * geometry_.vectors + vector_) * kWidth;
+  }
+
+  const Problem& problem_;
+  const Geometry& geometry_;
+  int part_, slab_;
+  int row_, vector_;
+};
+
+}  // namespace fastbn::cuda

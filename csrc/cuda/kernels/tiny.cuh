@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Algorithm::kTiny: a block has all elements of its slab, gathers their statistics and applies them
+// at once. For tensors whose time is that of a launch.
+//
+//   mapping    block = slab, one part each; columns.cuh, segments.cuh and strided.cuh.
+//   traffic    that of split.cuh, the second reading from the nearest cache; one launch.
+//   numerics   and order: those of split.cuh, with nothing to merge between blocks.
+#pragma once
+
+#include "block.cuh"
+
+namespace fastbn::cuda {
+
+template <typename Mapping, typename Epilogue>
+FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+tiny_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
+             FASTBN_PARAMETER Epilogue epilogue) {
+  using acc_t = typename Mapping::acc_t;
+  if (gpu::block_index() == 0) count_batch(op);
+  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  Shared<acc_t> shared(geometry);
+  acc_t reference;
+  const Moments<acc_t, 1> moments = block_moments(mapping, geometry, op.x, shared, reference);
+  const int channel = gpu::thread_index();
+  if (channel < mapping.channels()) {
+    shared.put(geometry, channel,
+               finish_statistics(op, mapping.first_channel() + channel, moments, reference));
+  }
+  gpu::sync_block();
+  normalise(mapping, op.x, op.y, shared.coefficients, geometry.slab_channels, epilogue);
+}
+
+template <typename Mapping, typename Epilogue>
+FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+tiny_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
+              FASTBN_PARAMETER Epilogue epilogue) {
+  using acc_t = typename Mapping::acc_t;
+  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  Shared<acc_t> shared(geometry);
+  const GradSums<acc_t, 1> sums = block_gradients(mapping, geometry, op, shared, epilogue);
+  const int channel = gpu::thread_index();
+  if (channel < mapping.channels()) {
+    shared.put(geometry, channel, finish_gradient(op, mapping.first_channel() + channel, sums));
+  }
+  gpu::sync_block();
+  differentiate(mapping, op, shared.coefficients, geometry.slab_channels, epilogue);
+}
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include "../problem.h"
+#include "plan.h"
+
+namespace fastbn::cuda {
+
+// What the planner needs to know of an operation.
+Request request(const TrainingForward& op);
+Request request(const InferenceForward& op);
+Request request(const Backward& op);
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "workspace.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+
+#include "plan.h"
+
+namespace fastbn::cuda {
+
+namespace {
+
+// Enough for most problems on most devices, so that few workspaces ever grow.
+constexpr int64_t kLeastBytes = 2 << 20;
+
+struct Memory {
+  void* data = nullptr;
+  int64_t bytes = 0;
+  unsigned long long capture = 0;  // that it was allocated for; 0 for none
+};
+
+// Replaces memory by more of it, zeroed where counters are, in the order of the stream. What the
+// allocator gets back it hands out again in that order too, and memory allocated under capture
+// belongs to the graph, whose replays begin with the zeros.
+void allocate(c10::cuda::CUDAStream stream, int64_t bytes, unsigned long long capture,
+              Memory& memory) {
+  namespace allocator = c10::cuda::CUDACachingAllocator;
+  if (memory.data != nullptr) allocator::raw_delete(std::exchange(memory.data, nullptr));
+  memory.bytes = std::max(bytes, kLeastBytes);
+  memory.capture = capture;
+  memory.data = allocator::raw_alloc_with_stream(static_cast<size_t>(memory.bytes), stream);
+  C10_CUDA_CHECK(cudaMemsetAsync(memory.data, 0, kCounters * sizeof(unsigned), stream));
+}
+
+// The graph that the stream's work goes to; 0 if it is executed.
+unsigned long long capture_id(c10::cuda::CUDAStream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &id));
+  return status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
+}  // namespace
+
+void* workspace(c10::cuda::CUDAStream stream, int64_t bytes) {
+  struct StreamMemory {
+    Memory executed;
+    Memory captured;  // apart, as replays may run beside the stream's other work
+  };
+  static std::mutex mutex;
+  // Never destroyed: at exit the driver may be gone before.
+  static auto& workspaces = *new std::unordered_map<c10::cuda::CUDAStream, StreamMemory>();
+
+  const unsigned long long capture = capture_id(stream);
+  const std::lock_guard<std::mutex> lock(mutex);
+  StreamMemory& of_stream = workspaces[stream];
+  Memory& memory = capture == 0 ? of_stream.executed : of_stream.captured;
+  if (memory.bytes < bytes || memory.capture != capture) {
+    allocate(stream, bytes, capture, memory);
+  }
+  return memory.data;
+}
+
+}  // namespace fastbn::cuda
