@@ -6,6 +6,7 @@
 from ._backend import build_info
 from .functional import BatchNormFunction, batch_norm
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .planning import Plan, plan
 from .swap import SwapReport, convert, revert
 
 __version__ = str(build_info()["fastbn"])
@@ -15,9 +16,11 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormFunction",
+    "Plan",
     "SwapReport",
     "batch_norm",
     "build_info",
     "convert",
+    "plan",
     "revert",
 ]

@@ -1,0 +1,553 @@
+"""``fastbn.plan`` says what the kernels do: plans fit their device and move the bytes promised."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import FrozenInstanceError, dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from devices import MISSING, REQUIRED
+
+import fastbn
+from fastbn.networks import MODELS, RESNET50
+from fastbn.planning import DEVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("ncs", "nsc")
+OPS = ("forward", "backward", "eval")
+NAMES = ("t4", "a100", "h100", "h200", "rtx4090", "rtx5090", "b200")
+
+VECTOR_BYTES = 16
+MIB = 2**20
+# What a kernel may have without asking for more.
+DEFAULT_SHARED_BYTES = 48 * 2**10
+MOST_THREADS = 512
+MOST_BLOCKS = 2**31 - 1
+TINY_BYTES = 2 * MIB
+TINY_BLOCK_BYTES = 64 * 2**10
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTBN_CUDA_ALGORITHM", raising=False)
+
+
+def tensor_bytes(plan: fastbn.Plan) -> int:
+    return math.prod(plan.shape) * plan.dtype.itemsize
+
+
+def network_plans(device: str, batch: int) -> Iterator[fastbn.Plan]:
+    """Every operation on every layer of ResNet-50, in every layout and dtype."""
+    for layer, layout, dtype, op in product(RESNET50, LAYOUTS, DTYPES, OPS):
+        shape = (batch, layer.channels, layer.height, layer.width)
+        yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
+
+
+def odd_plans(device: str) -> Iterator[fastbn.Plan]:
+    """The same on shapes that no network has: remainders, single values, and too many elements."""
+    shapes = [
+        (1, 1),
+        (1, 5000, 3),
+        (2, 3),
+        (3, 1037),
+        (4097, 7),
+        (100_000, 3),
+        (5, 65, 7, 7),
+        (7, 1, 37, 41),
+        (9, 511, 1, 1),
+        (2, 100_000, 2, 2),
+        (100_000, 8, 1, 3),
+        (64, 64, 1024, 1024),  # 2^32 elements
+        (2**31 + 1, 3),
+        (1, 3, 2**31 + 3),
+    ]
+    for shape, layout, dtype, op in product(shapes, (*LAYOUTS, "strided"), DTYPES, OPS):
+        if layout == "nsc" and len(shape) == 3:
+            continue  # not a memory format
+        yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
+
+
+def test_networks_are_complete() -> None:
+    """ResNet-50 as its paper builds it: bottlenecks of three convolutions, and shortcuts."""
+    built = Counter({(64, 112): 1})
+    size = 56
+    for stage, (blocks, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True)):
+        for block in range(blocks):
+            built[width, size] += 1
+            size //= 2 if stage > 0 and block == 0 else 1
+            built[width, size] += 1
+            built[4 * width, size] += 1 if block > 0 else 2
+    assert {(layer.channels, layer.height): layer.count for layer in RESNET50} == built
+    assert all(layer.width == layer.height for layer in RESNET50)
+    assert sum(layer.count for layer in RESNET50) == 53
+    assert MODELS == {"resnet50": RESNET50}
+
+
+# --- Plans fit ------------------------------------------------------------------------------------
+
+
+def test_devices() -> None:
+    assert tuple(DEVICES) == NAMES
+
+
+@pytest.mark.parametrize("plans", [network_plans, odd_plans])
+@pytest.mark.parametrize("device", NAMES)
+def test_plan_fits_the_device(device: str, plans: Any) -> None:
+    properties = DEVICES[device]
+    batches = [(1,), (32,), (256,)] if plans is network_plans else [()]
+    for plan in (plan for batch in batches for plan in plans(device, *batch)):
+        assert plan.device == device
+        assert 1 <= plan.launches <= (1 if plan.op == "eval" else 2), plan
+        assert 1 <= plan.grid <= MOST_BLOCKS, plan
+        assert 1 <= plan.block <= MOST_THREADS, plan
+        assert plan.block % 32 == 0, plan
+        assert plan.cluster == 1, plan
+        assert 0 < plan.shared_bytes <= min(DEFAULT_SHARED_BYTES, properties.shared_per_block), plan
+        assert plan.slabs >= 1, plan
+        assert plan.parts >= 1, plan
+        assert plan.slabs * plan.parts == plan.grid, plan
+        assert plan.vector_bytes in (plan.dtype.itemsize, VECTOR_BYTES), plan
+        assert plan.mapping in ("columns", "segments", "strided"), plan
+        assert (plan.mapping == "strided") == (plan.layout == "strided"), plan
+        assert (plan.workspace_bytes > 0) == (plan.algorithm == "split"), plan
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_large_layers_keep_the_device_busy(device: str) -> None:
+    """Blocks for most multiprocessors, and among them none whose share is far above the mean."""
+    multiprocessors = DEVICES[device].multiprocessors
+    for plan in network_plans(device, 256):
+        if tensor_bytes(plan) < 32 * MIB:
+            continue
+        assert plan.grid >= 0.75 * multiprocessors, plan
+        # Columns leave a multiprocessor room for one block, segments for two.
+        slots = multiprocessors * (1 if plan.mapping == "columns" else 2)
+        waves = math.ceil(plan.grid / slots)
+        assert plan.grid / (waves * slots) >= 0.75, plan
+
+
+def test_plan_depends_on_its_arguments_alone() -> None:
+    """Not on what was planned before, nor on the order."""
+    questions = list(product(RESNET50, LAYOUTS, DTYPES, OPS, NAMES))
+
+    def ask(layer: Any, layout: Any, dtype: Any, op: Any, device: Any) -> fastbn.Plan:
+        shape = (64, layer.channels, layer.height, layer.width)
+        return fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
+
+    forwards = [ask(*question) for question in questions]
+    backwards = [ask(*question) for question in reversed(questions)]
+    assert forwards == backwards[::-1]
+
+
+# --- Bytes ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What an operation on one tensor costs, in tensors of that size."""
+
+    reads: int
+    writes: int
+    floor: int
+    launches: int
+
+
+# By op, training, want_dx, want_params.
+BILLS = {
+    # x for its statistics, x again, y.
+    ("forward", True, True, True): Bill(2, 1, 2, 2),
+    ("eval", True, True, True): Bill(1, 1, 2, 1),
+    # dy and x for their sums, both again, dx.
+    ("backward", True, True, True): Bill(4, 1, 3, 2),
+    ("backward", True, True, False): Bill(4, 1, 3, 2),
+    ("backward", True, False, True): Bill(2, 0, 2, 1),
+    # Given statistics: dx does not wait for the sums.
+    ("backward", False, True, True): Bill(2, 1, 3, 1),
+    ("backward", False, True, False): Bill(1, 1, 2, 1),
+    ("backward", False, False, True): Bill(2, 0, 2, 1),
+    # Nobody wants anything.
+    ("backward", True, False, False): Bill(0, 0, 0, 0),
+    ("backward", False, False, False): Bill(0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "strided"])
+@pytest.mark.parametrize(
+    "question", BILLS, ids=lambda question: "-".join(str(part) for part in question)
+)
+def test_bill(question: tuple[Any, ...], layout: Any) -> None:
+    op, training, want_dx, want_params = question
+    bill = BILLS[question]
+    shapes = [(256, layer.channels, layer.height, layer.width) for layer in RESNET50]
+    shapes += [(64, 64, 1024, 1024), (3, 5, 7, 9)]
+    for device, shape, dtype in product(NAMES, shapes, DTYPES):
+        plan = fastbn.plan(
+            shape,
+            dtype=dtype,
+            layout=layout,
+            op=op,
+            device=device,
+            algorithm="split",
+            training=training,
+            want_dx=want_dx,
+            want_params=want_params,
+        )
+        size = math.prod(shape) * dtype.itemsize
+        assert plan.bytes_read == bill.reads * size
+        assert plan.bytes_written == bill.writes * size
+        assert plan.bytes_moved == (bill.reads + bill.writes) * size
+        assert plan.floor_bytes == bill.floor * size
+        assert plan.launches == bill.launches
+        assert plan.bytes_per_element == (bill.reads + bill.writes) * dtype.itemsize
+        if plan.launches:
+            assert plan.share == bill.floor / (bill.reads + bill.writes)
+        else:
+            assert (plan.algorithm, plan.mapping, plan.grid) == ("none", "none", 0)
+            assert plan.share == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_algorithm_does_not_change_the_bill(op: Any) -> None:
+    """A second read from a cache is a read; only launches are saved."""
+    for layer in RESNET50:
+        shape = (2, layer.channels, layer.height, layer.width)
+        split = fastbn.plan(shape, op=op, device="h200", algorithm="split")
+        tiny = fastbn.plan(shape, op=op, device="h200", algorithm="tiny")
+        assert tiny.bytes_moved == split.bytes_moved
+        assert tiny.floor_bytes == split.floor_bytes
+        assert tiny.launches == 1
+
+
+# --- Algorithms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("op", ["forward", "backward"])
+def test_tiny_tensors_take_one_launch(device: str, op: Any) -> None:
+    chosen: Counter[str] = Counter()
+    batches, channels, spatial = (1, 8, 64, 512), (3, 64, 1000), (1, 49, 784)
+    for n, c, s, layout, dtype in product(batches, channels, spatial, LAYOUTS, DTYPES):
+        plan = fastbn.plan((n, c, s, 1), dtype=dtype, layout=layout, op=op, device=device)
+        chosen[plan.algorithm] += 1
+        if plan.algorithm == "tiny":
+            assert tensor_bytes(plan) <= TINY_BYTES, plan
+            assert tensor_bytes(plan) / plan.slabs <= TINY_BLOCK_BYTES, plan
+            assert plan.parts == 1, plan
+            assert plan.launches == 1, plan
+        else:
+            assert plan.algorithm == "split"
+            assert plan.launches == 2, plan
+            # A block of a tensor this small could not be too much.
+            assert tensor_bytes(plan) > TINY_BLOCK_BYTES, plan
+    assert min(chosen["tiny"], chosen["split"]) > 20
+
+
+def test_tiny_ends_where_it_says() -> None:
+    def algorithm(*shape: int) -> str:
+        return fastbn.plan(shape, dtype=torch.float16, device="h200").algorithm
+
+    # 2 MiB, in slabs of 32 channels of 64 KiB each.
+    assert algorithm(1024, 1024) == "tiny"
+    assert algorithm(1025, 1024) == "split"
+    assert algorithm(1025, 512) == "split"
+    assert algorithm(1024, 1032) == "split"
+
+
+@pytest.mark.parametrize("op", ["forward", "backward"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_forced_algorithm(op: Any, layout: Any) -> None:
+    small, large = (4, 64, 7, 7), (256, 64, 56, 56)
+    for shape, natural in ((small, "tiny"), (large, "split")):
+        for algorithm in ("split", "tiny"):
+            plan = fastbn.plan(shape, layout=layout, op=op, device="h200", algorithm=algorithm)
+            assert plan.algorithm == algorithm
+        free = fastbn.plan(shape, layout=layout, op=op, device="h200")
+        forced = fastbn.plan(shape, layout=layout, op=op, device="h200", algorithm=natural)
+        assert free == forced
+        assert free == fastbn.plan(shape, layout=layout, op=op, device="h200", algorithm="auto")
+
+
+def test_forced_algorithm_leaves_operations_without_a_choice_alone() -> None:
+    for algorithm in ("auto", "split", "tiny"):
+        plan = fastbn.plan((4, 64), op="eval", device="h200", algorithm=algorithm)
+        assert plan.algorithm == "elementwise"
+
+
+def test_momentum_none_is_never_tiny() -> None:
+    plan = fastbn.plan((4, 64), device="h200", momentum=None)
+    assert plan.algorithm == "split"
+    with pytest.raises(ValueError, match=r"'tiny' does not fit momentum=None: .* choose auto or s"):
+        fastbn.plan((4, 64), device="h200", momentum=None, algorithm="tiny")
+
+
+def test_environment_forces_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless an argument does."""
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "split")
+    assert fastbn.plan((4, 64), device="h200").algorithm == "split"
+    assert fastbn.plan((4, 64), device="h200", algorithm="auto").algorithm == "tiny"
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "tiny")
+    assert fastbn.plan((256, 64, 56, 56), device="h200").algorithm == "tiny"
+    assert fastbn.plan((256, 64, 56, 56), device="h200", algorithm="auto").algorithm == "split"
+    with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: algorithm 'tiny' does not fit"):
+        fastbn.plan((4, 64), device="h200", momentum=None)
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "fastest")
+    with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: there is no .* 'fastest'"):
+        fastbn.plan((4, 64), device="h200")
+
+
+# --- Vectors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "layout", "mapping"),
+    [
+        ((64, 64, 8, 8), "nsc", "columns"),
+        ((4096, 256), "ncs", "columns"),
+        # Several positions to a row, where channels are no whole vectors.
+        ((8, 3, 16, 16), "nsc", "columns"),
+        ((8, 17, 16, 16), "nsc", "columns"),
+        ((4096, 100), "ncs", "columns"),
+        ((64, 64, 56, 56), "ncs", "segments"),
+        # Ends of segments one element at a time, the rest in vectors.
+        ((65, 65, 29, 29), "ncs", "segments"),
+    ],
+    ids=str,
+)
+def test_aligned_tensors_are_read_in_vectors(
+    shape: tuple[int, ...], layout: Any, mapping: str, dtype: torch.dtype
+) -> None:
+    for op in OPS:
+        plan = fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device="h200")
+        assert (plan.mapping, plan.vector_bytes) == (mapping, VECTOR_BYTES)
+
+
+def test_short_segments_are_read_together() -> None:
+    """Channels of 7 x 7 fill whole vectors by the eight, in 16-bit types."""
+    plan = fastbn.plan((256, 512, 7, 7), dtype="bfloat16", layout="ncs", device="h200")
+    assert (plan.mapping, plan.vector_bytes) == ("columns", VECTOR_BYTES)
+    plan = fastbn.plan((256, 511, 7, 7), dtype="bfloat16", layout="ncs", device="h200")
+    assert (plan.mapping, plan.vector_bytes) == ("segments", VECTOR_BYTES)
+
+
+def test_rows_that_cannot_be_folded_are_read_by_the_element() -> None:
+    """An odd number of odd rows."""
+    plan = fastbn.plan((4097, 17), dtype="float16", device="h200")
+    assert (plan.mapping, plan.vector_bytes) == ("columns", 2)
+
+
+# --- Tensors --------------------------------------------------------------------------------------
+
+# Memory formats by the layout that is asked of them.
+FORMATS = {
+    ("ncs", 4): torch.contiguous_format,
+    ("ncs", 5): torch.contiguous_format,
+    ("nsc", 4): torch.channels_last,
+    ("nsc", 5): torch.channels_last_3d,
+}
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4, 6, 5, 7),
+        (4, 6, 3, 5, 7),
+        (4, 6, 1, 1),
+        (1, 1, 1, 1, 1),
+        (4, 1, 5, 7),
+        (1, 6, 5, 1),
+        (1, 1, 5, 7),
+        (0, 6, 5, 7),
+        (4, 0, 5, 7),
+    ],
+    ids=str,
+)
+def test_tensor_is_planned_for_like_its_shape(
+    shape: tuple[int, ...], layout: Any, place: str
+) -> None:
+    for dtype, op in product(DTYPES, OPS):
+        x = torch.empty(shape, dtype=dtype, device=place)
+        x = x.contiguous(memory_format=FORMATS[layout, len(shape)])
+        told = fastbn.plan(x, op=op, device="h200")
+        asked = fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device="h200")
+        if 0 in shape:
+            assert (told.algorithm, asked.algorithm) == ("none", "none")
+        else:
+            assert told == asked
+
+
+def test_layout_of_tensors() -> None:
+    def layout(x: torch.Tensor) -> str:
+        return fastbn.plan(x, device="h200").layout
+
+    x = torch.empty(4, 6, 5, 7)
+    assert layout(x) == "ncs"
+    assert layout(x.contiguous(memory_format=torch.channels_last)) == "nsc"
+    assert layout(x[:, :, ::2]) == "strided"
+    assert layout(x[:, 1:]) == "strided"
+    assert layout(x.transpose(2, 3)) == "strided"
+    assert layout(torch.empty(4, 6)) == "nsc"
+    assert layout(torch.empty(6, 4).t()) == "strided"
+    assert layout(torch.empty(4, 6, 1)) == "nsc"
+    assert layout(torch.empty(4, 7, 6).transpose(1, 2)) == "strided"
+    assert layout(torch.empty(4, 6, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)) == (
+        "nsc"
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_offset_views_are_read_by_the_element(layout: str, dtype: torch.dtype) -> None:
+    """Their results start at vectors, they do not."""
+    shape = (16, 64, 8, 8)
+    elements = math.prod(shape)
+    for skipped in (1, VECTOR_BYTES // dtype.itemsize):
+        flat = torch.empty(elements + skipped, dtype=dtype)[skipped:]
+        x = flat.view(shape) if layout == "ncs" else flat.view(16, 8, 8, 64).permute(0, 3, 1, 2)
+        for op in OPS:
+            plan = fastbn.plan(x, op=op, device="h200")
+            assert plan.layout == layout
+            aligned = skipped * dtype.itemsize % VECTOR_BYTES == 0
+            assert plan.vector_bytes == (VECTOR_BYTES if aligned else dtype.itemsize)
+
+
+def test_arguments_go_before_what_the_tensor_tells() -> None:
+    x = torch.empty(16, 64, 8, 8)
+    plan = fastbn.plan(x, dtype=torch.bfloat16, layout="nsc", device="h200")
+    assert plan == fastbn.plan((16, 64, 8, 8), dtype="bfloat16", layout="nsc", device="h200")
+
+
+def test_defaults_of_a_shape() -> None:
+    plan = fastbn.plan((16, 64, 8, 8), device="h200")
+    assert (plan.op, plan.dtype, plan.layout) == ("forward", torch.float32, "ncs")
+    assert plan.shape == (16, 64, 8, 8)
+    assert plan == fastbn.plan(torch.Size([16, 64, 8, 8]), device="h200")
+
+
+def test_dtypes_by_name() -> None:
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        for given in (name, str(dtype)):
+            assert fastbn.plan((4, 6), dtype=given, device="h200").dtype == dtype
+    assert fastbn.plan((4, 6), dtype="half", device="h200").dtype == torch.float16
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (4, 3, 0, 5)], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_empty_input_launches_nothing(shape: tuple[int, ...], op: Any) -> None:
+    plan = fastbn.plan(shape, op=op, device="h200")
+    assert (plan.algorithm, plan.launches, plan.bytes_moved, plan.floor_bytes) == ("none", 0, 0, 0)
+    assert plan.bytes_per_element == 0
+    assert "nothing to launch" in str(plan)
+
+
+# --- Devices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("H200", "h200"),
+        ("RTX 4090", "rtx4090"),
+        ("rtx-5090", "rtx5090"),
+        ("rtx_4090", "rtx4090"),
+        (" B200 ", "b200"),
+    ],
+)
+def test_devices_by_name(given: str, name: str) -> None:
+    assert fastbn.plan((4, 6), device=given).device == name
+
+
+@pytest.mark.skipif(MISSING is None, reason="there is a GPU")
+def test_device_without_a_gpu() -> None:
+    assert fastbn.plan((4, 6)) == fastbn.plan((4, 6), device="h200")
+    assert fastbn.plan(torch.empty(4, 6)).device == "h200"
+
+
+@pytest.mark.skipif(fastbn.build_info()["cuda"] is not None, reason="built with CUDA")
+@pytest.mark.parametrize("device", [0, "cuda", "cuda:0", torch.device("cuda", 0)], ids=repr)
+def test_build_without_cuda_has_no_gpus(device: Any) -> None:
+    with pytest.raises(NotImplementedError, match=r"GPU 0 .* built without CUDA kernels"):
+        fastbn.plan((4, 6), device=device)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(MISSING is not None and not REQUIRED, reason=str(MISSING))
+def test_gpu_of_this_machine(gpu: str) -> None:
+    expected = torch.cuda.get_device_name()
+    index = torch.cuda.current_device()
+    plans = [
+        fastbn.plan((256, 64, 56, 56), device=device)
+        for device in (None, index, gpu, torch.device(gpu), torch.device("cuda", index))
+    ]
+    plans.append(fastbn.plan(torch.empty(256, 64, 56, 56, device=gpu)))
+    assert plans[0].device == expected
+    assert all(plan == plans[0] for plan in plans)
+    assert plans[0].launches == 2
+    assert fastbn.plan(torch.empty(4, 6, device=gpu), device="t4").device == "t4"
+    with pytest.raises(ValueError, match="there is no GPU 99 here; GPUs: "):
+        fastbn.plan((4, 6), device=99)
+
+
+# --- The object and its errors --------------------------------------------------------------------
+
+
+def test_plan_is_a_value() -> None:
+    plan = fastbn.plan((256, 64, 56, 56), device="h200")
+    assert isinstance(plan, fastbn.Plan)
+    assert len({plan, fastbn.plan((256, 64, 56, 56), device="h200")}) == 1
+    with pytest.raises(FrozenInstanceError):
+        plan.grid = 1  # type: ignore[misc]
+
+
+def test_plan_in_a_sentence() -> None:
+    plan = fastbn.plan((256, 64, 56, 56), dtype="bfloat16", layout="nsc", device="h200")
+    assert str(plan) == (
+        "forward of (256, 64, 56, 56) bfloat16 nsc on h200: split over columns in 2 launches of "
+        f"{plan.grid} blocks of {plan.block} threads, 16 bytes at a time; moves 308.3 MB, 6 bytes "
+        "an element, where the floor is 4 (67%)."
+    )
+    assert "elementwise over columns in 1 launch of " in str(
+        fastbn.plan((64, 64), op="eval", device="h200")
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        ((8,), {}, ValueError, r"\(N, C, ...\) of two dimensions or more, but got \(8,\)"),
+        ((), {}, ValueError, r"of two dimensions or more, but got \(\)"),
+        (torch.empty(8), {}, ValueError, r"of two dimensions or more, but got \(8,\)"),
+        ((4, -6), {}, ValueError, r"sizes cannot be negative, but got shape \(4, -6\)"),
+        ((2**40, 2**40), {}, ValueError, "no memory holds a tensor of shape"),
+        ((4, 6.0), {}, TypeError, r"a tensor or a shape \(N, C, ...\) of integers, but got \(4, 6"),
+        (64, {}, TypeError, "of integers, but got 64"),
+        ("64", {}, TypeError, "of integers, but got '64'"),
+        ((4, 6), {"dtype": torch.int64}, ValueError, "dtype torch.int64; choose float64, float32,"),
+        ((4, 6), {"dtype": "float8"}, ValueError, "dtype float8; choose float64, float32, bfloat"),
+        ((4, 6), {"dtype": "nn"}, ValueError, "dtype nn; choose"),
+        ((4, 6), {"dtype": 16}, TypeError, "dtype must be a torch.dtype or its name, not int"),
+        (torch.empty(4, 6, dtype=torch.int32), {}, ValueError, "dtype torch.int32; choose"),
+        ((4, 6, 2, 2), {"layout": "nhwc"}, ValueError, "no layout 'nhwc'; choose ncs, nsc, str"),
+        ((4, 6, 9), {"layout": "nsc"}, ValueError, r"format of 4-D and 5-D tensors, .* \(4, 6, 9"),
+        ((4, 6), {"op": "update"}, ValueError, "no op 'update'; choose forward, backward, eval"),
+        ((4, 6), {"device": "h400"}, ValueError, "no device 'h400'; choose t4, a100, .* b200, or "),
+        ((4, 6), {"device": "cpu"}, ValueError, "no device 'cpu'; choose t4, "),
+        ((4, 6), {"device": torch.device("cpu")}, ValueError, "only GPUs have plans, .* 'cpu'"),
+        ((4, 6), {"device": 2.5}, TypeError, "a name, a torch.device or an index, not float"),
+        ((4, 6), {"algorithm": "best"}, ValueError, "no algorithm 'best'; choose auto, split or"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, (tuple, dict)) else "",
+)
+def test_errors(x: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastbn.plan(x, **{"device": "h200", **options})
