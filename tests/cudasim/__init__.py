@@ -1,0 +1,152 @@
+"""Runs fastbn's CUDA kernels on a simulated GPU: the very kernels, planner and launch code.
+
+``forward`` and ``backward`` take CPU tensors and return results and a report of what was launched
+and of every byte that was moved; ``python -m tests.cudasim`` does so from the command line. Results
+depend on the schedule of threads, and so on `seed`, only if the kernels have a race. Errors of
+kernels (an access out of bounds or misaligned, a deadlock, ...) raise RuntimeError.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Report", "backward", "forward"]
+
+# The oracle and the tables of cases lie beside this package, where tests find them by themselves.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an operation did.
+
+    Attributes:
+        algorithm: the planner's choice.
+        mapping: how elements map to threads.
+        launches: of each kernel, `blocks`, `threads`, `shared_bytes` per block, `barriers` that a
+            block passed, and whether it `overlaps_previous` ones.
+        activations: `read_bytes`, `written_bytes` and histograms of the sizes of `loads` and
+            `stores` of x, y, dy and dx.
+        vectors: the same of values per channel.
+        workspace: the same of what passes between blocks and kernels.
+    """
+
+    algorithm: str
+    mapping: str
+    launches: list[dict[str, Any]]
+    activations: dict[str, Any]
+    vectors: dict[str, Any]
+    workspace: dict[str, Any]
+
+    def _total(self, key: str) -> int:
+        return sum(int(part[key]) for part in (self.activations, self.vectors, self.workspace))
+
+    @property
+    def read_bytes(self) -> int:
+        """Of global memory, everything counted."""
+        return self._total("read_bytes")
+
+    @property
+    def written_bytes(self) -> int:
+        """Of global memory, everything counted."""
+        return self._total("written_bytes")
+
+
+@cache
+def _ops() -> Any:
+    build.load()
+    return torch.ops.fastbn_cudasim
+
+
+def _run(operator: str, arguments: tuple[Any, ...], device: str, algorithm: str, seed: int) -> Any:
+    ops = _ops()
+    ops.configure(seed, device, algorithm)
+    results = getattr(ops, operator)(*arguments)
+    return results, Report(**json.loads(ops.report()))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    device: str = "h200",
+    algorithm: str = "auto",
+    seed: int = 0,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
+    """Batch norm of CPU tensors as the GPU would compute it.
+
+    Args:
+        x: input of shape (N, C, ...), any strides.
+        weight: of shape (C), or None; so are the following.
+        bias: see weight.
+        running_mean: updated in training, used in evaluation; see weight.
+        running_var: see running_mean.
+        num_batches_tracked: a single int64, counted up in training.
+        training: whether to normalise by the batch's statistics.
+        momentum: weight of the batch in the running statistics; None for the average over all.
+        eps: added to the variance.
+        device: name of a known GPU.
+        algorithm: ``auto``, or one to force.
+        seed: of the schedule.
+
+    Returns:
+        (y, mean, invstd) and the report.
+    """
+    vectors = (weight, bias, running_mean, running_var)
+    if training:
+        arguments = (x, *vectors, num_batches_tracked, momentum, eps)
+        return _run("batch_norm_training", arguments, device, algorithm, seed)
+    return _run("batch_norm_inference", (x, *vectors, eps, True), device, algorithm, seed)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    *,
+    training: bool = True,
+    want: tuple[bool, bool, bool] = (True, True, True),
+    device: str = "h200",
+    algorithm: str = "auto",
+    seed: int = 0,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
+    """Gradients of :func:`forward`.
+
+    Args:
+        dy: gradient of y.
+        x: input of forward.
+        weight: of forward.
+        mean: from forward.
+        invstd: from forward.
+        training: as in forward.
+        want: which of dx, dweight and dbias to compute.
+        device: see forward.
+        algorithm: see forward.
+        seed: see forward.
+
+    Returns:
+        (dx, dweight, dbias), of no elements where not wanted, and the report.
+    """
+    arguments = (dy, x, weight, mean, invstd, training, *want)
+    return _run("batch_norm_backward", arguments, device, algorithm, seed)

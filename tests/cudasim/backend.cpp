@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The CUDA backend on the simulated GPU: operators torch.ops.fastbn_cudasim.* on CPU tensors that
+// go through the checks, the planner, the launch code and the kernels of the real one.
+#include <torch/library.h>
+
+#include <cstdlib>
+#include <memory>
+#include <sstream>
+
+#include "../../csrc/cuda/batch_norm.h"
+#include "../../csrc/cuda/request.h"
+#include "../../csrc/ops.h"
+#include "cudasim/cudasim.h"
+
+namespace fastbn::cudasim {
+
+namespace {
+
+using cuda::Plan;
+using cuda::Request;
+
+cuda::Device planned_device;
+std::string forced_algorithm = "auto";
+Plan last_plan;
+
+// --- Buffers -------------------------------------------------------------------------------------
+
+// Bytes from an activation's first element to behind its last.
+int64_t extent(const Problem& problem, const Activation& activation) {
+  int64_t last = (problem.batch - 1) * activation.batch_stride +
+                 (problem.channels - 1) * activation.channel_stride;
+  for (int d = 0; d < activation.spatial_dims; ++d) {
+    last += (activation.sizes[d] - 1) * activation.strides[d];
+  }
+  return (last + 1) * element_size(problem.dtype);
+}
+
+void add(const char* name, const Problem& problem, const Activation& activation, bool writable) {
+  if (activation.data == nullptr) return;
+  register_buffer(activation.data, extent(problem, activation), name, Kind::kActivation, writable);
+}
+
+void add(const char* name, const Problem& problem, const ChannelVector& vector, bool writable) {
+  if (vector.data == nullptr) return;
+  const int64_t bytes = ((problem.channels - 1) * vector.stride + 1) * element_size(vector.dtype);
+  register_buffer(vector.data, bytes, name, Kind::kVector, writable);
+}
+
+// The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero.
+class SimulatedWorkspace {
+ public:
+  explicit SimulatedWorkspace(const Plan& plan)
+      : bytes_(plan.workspace_bytes), memory_(std::malloc(static_cast<size_t>(bytes_))) {
+    if (bytes_ == 0) return;
+    std::memset(memory_.get(), 0xff, static_cast<size_t>(bytes_));
+    std::memset(memory_.get(), 0, kCounterBytes);
+    register_buffer(memory_.get(), bytes_, "workspace", Kind::kWorkspace, /*writable=*/true);
+  }
+
+  void* data() const { return memory_.get(); }
+
+  void check_counters() const {
+    const auto* counters = static_cast<const unsigned*>(memory_.get());
+    for (int i = 0; bytes_ > 0 && i < cuda::kCounters; ++i) {
+      if (counters[i] != 0) {
+        throw Error("counter " + std::to_string(i) + " was left at " + std::to_string(counters[i]) +
+                    " instead of zero");
+      }
+    }
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  static constexpr size_t kCounterBytes = cuda::kCounters * sizeof(unsigned);
+
+  int64_t bytes_;
+  std::unique_ptr<void, Free> memory_;
+};
+
+// --- Backend -------------------------------------------------------------------------------------
+
+Plan plan(const Request& request) {
+  last_plan = cuda::plan(request, planned_device, forced_algorithm);
+  return last_plan;
+}
+
+void training_forward(const TrainingForward& op) {
+  const Problem& problem = op.problem;
+  clear_buffers();
+  add("x", problem, op.x, false);
+  add("y", problem, op.y, true);
+  add("weight", problem, op.weight, false);
+  add("bias", problem, op.bias, false);
+  add("running_mean", problem, op.running_mean, true);
+  add("running_var", problem, op.running_var, true);
+  add("mean", problem, op.mean, true);
+  add("invstd", problem, op.invstd, true);
+  if (op.num_batches_tracked != nullptr) {
+    register_buffer(op.num_batches_tracked, sizeof(int64_t), "num_batches_tracked", Kind::kVector,
+                    true);
+  }
+  const Plan planned = plan(cuda::request(op));
+  const SimulatedWorkspace workspace(planned);
+  cuda::training_forward(op, planned, workspace.data(), nullptr);
+  workspace.check_counters();
+}
+
+void inference_forward(const InferenceForward& op) {
+  const Problem& problem = op.problem;
+  clear_buffers();
+  add("x", problem, op.x, false);
+  add("y", problem, op.y, true);
+  add("weight", problem, op.weight, false);
+  add("bias", problem, op.bias, false);
+  add("running_mean", problem, op.running_mean, false);
+  add("running_var", problem, op.running_var, false);
+  add("mean", problem, op.mean, true);
+  add("invstd", problem, op.invstd, true);
+  cuda::inference_forward(op, plan(cuda::request(op)), nullptr);
+}
+
+void backward(const Backward& op) {
+  const Problem& problem = op.problem;
+  clear_buffers();
+  add("dy", problem, op.dy, false);
+  add("x", problem, op.x, false);
+  add("dx", problem, op.dx, true);
+  add("weight", problem, op.weight, false);
+  add("mean", problem, op.mean, false);
+  add("invstd", problem, op.invstd, false);
+  add("dweight", problem, op.dweight, true);
+  add("dbias", problem, op.dbias, true);
+  const Plan planned = plan(cuda::request(op));
+  const SimulatedWorkspace workspace(planned);
+  cuda::backward(op, planned, workspace.data(), nullptr);
+  workspace.check_counters();
+}
+
+constexpr Backend kBackend{training_forward, inference_forward, backward};
+
+// --- Operators -----------------------------------------------------------------------------------
+
+ThreeTensors training_op(const at::Tensor& x, const OptionalTensor& weight,
+                         const OptionalTensor& bias, const OptionalTensor& running_mean,
+                         const OptionalTensor& running_var,
+                         const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
+                         double eps) {
+  return batch_norm_training(kBackend, x, weight, bias, running_mean, running_var,
+                             num_batches_tracked, momentum, eps);
+}
+
+ThreeTensors inference_op(const at::Tensor& x, const OptionalTensor& weight,
+                          const OptionalTensor& bias, const OptionalTensor& running_mean,
+                          const OptionalTensor& running_var, double eps, bool save) {
+  return batch_norm_inference(kBackend, x, weight, bias, running_mean, running_var, eps, save);
+}
+
+ThreeTensors backward_op(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                         const at::Tensor& mean, const at::Tensor& invstd, bool training,
+                         bool want_dx, bool want_dweight, bool want_dbias) {
+  return batch_norm_backward(kBackend, dy, x, weight, mean, invstd, training, want_dx, want_dweight,
+                             want_dbias);
+}
+
+// The schedule, the device to plan for and to simulate, and the algorithm.
+void configure(int64_t schedule, const std::string& device_name, const std::string& algorithm) {
+  seed(static_cast<uint64_t>(schedule));
+  forced_algorithm = algorithm;
+  for (const cuda::Device& known : cuda::known_devices()) {
+    if (known.name != device_name) continue;
+    planned_device = known;
+    device().multiprocessors = known.multiprocessors;
+    device().threads_per_multiprocessor = known.threads_per_multiprocessor;
+    device().shared_per_multiprocessor = static_cast<int>(known.shared_per_multiprocessor);
+    device().shared_per_block = static_cast<int>(known.shared_per_block);
+    device().cluster_blocks = known.major >= 9 ? 16 : 1;
+    return;
+  }
+  TORCH_CHECK_VALUE(false, "there is no device '", device_name, "' to simulate");
+}
+
+std::string json(const std::array<int64_t, 5>& histogram) {
+  std::ostringstream text;
+  const char* separator = "";
+  text << "{";
+  for (size_t i = 0; i < histogram.size(); ++i) {
+    if (histogram[i] == 0) continue;
+    text << separator << '"' << (1 << i) << "\": " << histogram[i];
+    separator = ", ";
+  }
+  text << "}";
+  return text.str();
+}
+
+std::string json(const Traffic& traffic) {
+  std::ostringstream text;
+  text << "{\"read_bytes\": " << traffic.read_bytes()
+       << ", \"written_bytes\": " << traffic.written_bytes()
+       << ", \"loads\": " << json(traffic.loads) << ", \"stores\": " << json(traffic.stores)
+       << ", \"atomics\": " << traffic.atomics << "}";
+  return text.str();
+}
+
+// What was launched since the last report, as JSON.
+std::string report() {
+  const Report report = take_report();
+  std::ostringstream text;
+  text << "{\"algorithm\": \"" << cuda::name(last_plan.algorithm) << "\", \"mapping\": \""
+       << cuda::name(last_plan.geometry.mapping) << "\", \"launches\": [";
+  const char* separator = "";
+  for (const LaunchReport& launch : report.launches) {
+    text << separator << "{\"blocks\": " << launch.blocks << ", \"threads\": " << launch.threads
+         << ", \"shared_bytes\": " << launch.shared_bytes << ", \"barriers\": " << launch.barriers
+         << ", \"overlaps_previous\": " << (launch.overlaps_previous ? "true" : "false") << "}";
+    separator = ", ";
+  }
+  text << "], \"activations\": " << json(report.of(Kind::kActivation))
+       << ", \"vectors\": " << json(report.of(Kind::kVector))
+       << ", \"workspace\": " << json(report.of(Kind::kWorkspace)) << "}";
+  return text.str();
+}
+
+}  // namespace
+
+}  // namespace fastbn::cudasim
+
+TORCH_LIBRARY(fastbn_cudasim, library) {
+  library.def(
+      "batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor invstd)",
+      fastbn::cudasim::training_op);
+  library.def(
+      "batch_norm_inference(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+      "Tensor? running_var, float eps, bool save) -> (Tensor y, Tensor mean, Tensor invstd)",
+      fastbn::cudasim::inference_op);
+  library.def(
+      "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, "
+      "bool training, bool want_dx, bool want_dweight, bool want_dbias) -> "
+      "(Tensor dx, Tensor dweight, Tensor dbias)",
+      fastbn::cudasim::backward_op);
+  library.def("configure(int schedule, str device, str algorithm) -> ()",
+              fastbn::cudasim::configure);
+  library.def("report() -> str", fastbn::cudasim::report);
+}

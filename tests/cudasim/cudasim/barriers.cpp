@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Waiting for other threads: barriers, exchanges within a warp, counters in global memory.
+#include <algorithm>
+#include <cstring>
+
+#include "machine.h"
+#include "memory.h"
+
+namespace fastbn::cudasim {
+namespace {
+
+constexpr Access kCountUp = {"count_up", /*stores=*/true, /*sees_stores=*/true, /*is_atomic=*/true};
+constexpr Access kAddRelease = {"add_release", /*stores=*/true, /*sees_stores=*/true,
+                                /*is_atomic=*/true};
+constexpr Access kLoadAcquire = {"load_acquire", /*stores=*/false, /*sees_stores=*/true,
+                                 /*is_atomic=*/true};
+
+// Threads that poll global memory sleep until the next atomic of anyone: the epoch.
+constexpr int64_t kPollsBeforeSleep = 4;
+uint64_t epoch = 0;
+std::vector<Thread*> sleepers;
+
+std::string name(const char* function, Site site) {
+  return std::string(function) + " at " + site.file + ":" + std::to_string(site.line);
+}
+
+bool same(Site one, Site other) {
+  return one.line == other.line && std::strcmp(one.file, other.file) == 0;
+}
+
+void wait(Barrier& barrier, const char* function, Site site) {
+  if (barrier.returned > 0) {
+    fail("waits in " + name(function, site) + " for " + std::to_string(barrier.expected) +
+         " threads of which " + std::to_string(barrier.returned) + " have returned");
+  }
+  if (!barrier.waiting.empty() && !same(barrier.site, site)) {
+    const Thread& other = *barrier.waiting.front();
+    fail("waits in " + name(function, site) + " while thread " + std::to_string(other.index) +
+         " of block " + std::to_string(other.block->index) + " waits in " +
+         name(other.waits_in, other.waits_at));
+  }
+  barrier.site = site;
+  barrier.waiting.push_back(current);
+  if (static_cast<int>(barrier.waiting.size()) == barrier.expected) {
+    ++barrier.passes;
+    gather_stores(barrier);
+    resume_all(barrier.waiting);
+  }
+  suspend(function, site);
+}
+
+Warp& own_warp() {
+  return current->block->warps[static_cast<size_t>(current->index / kWarpThreads)];
+}
+
+void start_epoch() {
+  ++epoch;
+  resume_all(sleepers);
+}
+
+}  // namespace
+
+void forget_sleepers() { sleepers.clear(); }
+
+void sync_block(Site site) { wait(current->block->barrier, "sync_block()", site); }
+
+void sync_warp(Site site) { wait(own_warp().barrier, "sync_warp()", site); }
+
+void sync_cluster(Site site) { wait(current->block->cluster->barrier, "sync_cluster()", site); }
+
+void exchange(const void* value, int bytes, int source_lane, void* result, const char* function,
+              Site site) {
+  Warp& warp = own_warp();
+  if (warp.barrier.expected != kWarpThreads) {
+    fail(name(function, site) + " in a warp of " + std::to_string(warp.barrier.expected) +
+         " threads");
+  }
+  auto& slots = warp.slots[warp.barrier.passes % 2];
+  std::memcpy(slots[current->index % kWarpThreads], value, static_cast<size_t>(bytes));
+  wait(warp.barrier, function, site);
+  std::memcpy(result, slots[source_lane], static_cast<size_t>(bytes));
+}
+
+bool in_shared(const Block& block, const void* address, int64_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(address);
+  const auto offset =
+      reinterpret_cast<uintptr_t>(begin) - reinterpret_cast<uintptr_t>(block.shared);
+  return offset <= static_cast<uintptr_t>(shape.shared_bytes) &&
+         static_cast<uintptr_t>(bytes) <= static_cast<uintptr_t>(shape.shared_bytes) - offset;
+}
+
+void* peer_shared(void* own, int rank) {
+  const Block& block = *current->block;
+  if (rank < 0 || rank >= shape.cluster_blocks) {
+    fail("peer_shared() of block " + std::to_string(rank) + " in a cluster of " +
+         std::to_string(shape.cluster_blocks));
+  }
+  if (!in_shared(block, own, 0)) {
+    fail("peer_shared() of an address outside the block's shared memory");
+  }
+  const Block& peer = block.cluster->blocks[static_cast<size_t>(rank)];
+  if (peer.returned > 0) {
+    fail("peer_shared() of block " + std::to_string(rank) +
+         " of the cluster, of which threads have returned");
+  }
+  return peer.shared + (static_cast<unsigned char*>(own) - block.shared);
+}
+
+unsigned count_up(unsigned* counter, unsigned last) {
+  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kCountUp).atomics;
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  start_epoch();
+  return before;
+}
+
+unsigned add_release(unsigned* counter, unsigned value) {
+  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kAddRelease).atomics;
+  fence_device();
+  const unsigned before = *counter;
+  *counter = before + value;
+  start_epoch();
+  return before;
+}
+
+unsigned load_acquire(const unsigned* address, Site site) {
+  memory.touch(address, sizeof(unsigned), sizeof(unsigned), kLoadAcquire);
+  if (current->polled_epoch != epoch) {
+    current->polled_epoch = epoch;
+    current->polls = 0;
+  }
+  // A thread that reads again and again what has not changed waits for someone to change it.
+  if (++current->polls > kPollsBeforeSleep) {
+    sleepers.push_back(current);
+  } else {
+    resume(*current);
+  }
+  suspend("load_acquire()", site);
+  return *address;
+}
+
+}  // namespace fastbn::cudasim

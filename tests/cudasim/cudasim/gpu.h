@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The machine for a host compiler: the functions of csrc/cuda/device/gpu.cuh, simulated. They do
+// what the CUDA ones do, count it, and throw where the GPU would do something undefined. Compile
+// with -Wno-unknown-pragmas if with -Wall: `#pragma unroll` is not for this compiler.
+//
+// It cannot tell time.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../../../csrc/problem.h"
+#include "half.h"
+#include "machine.h"
+#include "memory.h"
+
+#define FASTBN_DEVICE inline
+#define FASTBN_KERNEL(threads, blocks) void
+#define FASTBN_PARAMETER const
+
+namespace fastbn::gpu {
+
+// --- Where a thread is -------------------------------------------------------------------------
+
+FASTBN_DEVICE int thread_index() { return cudasim::current->index; }
+FASTBN_DEVICE int block_threads() { return cudasim::shape.threads; }
+FASTBN_DEVICE int block_index() { return static_cast<int>(cudasim::current->block->index); }
+FASTBN_DEVICE int grid_blocks() { return static_cast<int>(cudasim::shape.blocks); }
+
+// --- Shared memory and barriers ------------------------------------------------------------------
+
+FASTBN_DEVICE void* shared_memory() { return cudasim::current->block->shared; }
+
+FASTBN_DEVICE void sync_block(cudasim::Site site = cudasim::Site::here()) {
+  cudasim::sync_block(site);
+}
+
+FASTBN_DEVICE void fence_device() { cudasim::fence_device(); }
+
+FASTBN_DEVICE unsigned count_up(unsigned* counter, unsigned last) {
+  return cudasim::count_up(counter, last);
+}
+
+// --- Within a warp -------------------------------------------------------------------------------
+
+constexpr int kWarpThreads = cudasim::kWarpThreads;
+
+FASTBN_DEVICE void sync_warp(cudasim::Site site = cudasim::Site::here()) {
+  cudasim::sync_warp(site);
+}
+
+// The value of the thread whose lane is this one's with the bits of `mask` flipped. All threads of
+// the warp must call.
+template <typename T>
+FASTBN_DEVICE T shuffle_xor(T value, int mask, cudasim::Site site = cudasim::Site::here()) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  const int source = (thread_index() % kWarpThreads ^ mask) % kWarpThreads;
+  T result;
+  cudasim::exchange(&value, sizeof(T), source, &result, "shuffle_xor()", site);
+  return result;
+}
+
+// The value of the thread `delta` lanes further, or the own one where the warp ends before it.
+template <typename T>
+FASTBN_DEVICE T shuffle_down(T value, int delta, cudasim::Site site = cudasim::Site::here()) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  const int lane = thread_index() % kWarpThreads;
+  const int source = lane + delta < kWarpThreads ? lane + delta : lane;
+  T result;
+  cudasim::exchange(&value, sizeof(T), source, &result, "shuffle_down()", site);
+  return result;
+}
+
+// --- Clusters of blocks --------------------------------------------------------------------------
+
+FASTBN_DEVICE int cluster_rank() { return cudasim::current->block->rank; }
+FASTBN_DEVICE int cluster_blocks() { return cudasim::shape.cluster_blocks; }
+
+// Waits for all threads of the cluster; what they wrote before is visible after. Until the first
+// one a block may not have started, and after the last one it may have returned: its shared memory
+// is there for the others only in between.
+FASTBN_DEVICE void sync_cluster(cudasim::Site site = cudasim::Site::here()) {
+  cudasim::sync_cluster(site);
+}
+
+// Where a block of the cluster has what the calling block has at `own`, in shared memory.
+template <typename T>
+FASTBN_DEVICE T* peer_shared(T* own, int rank) {
+  return static_cast<T*>(cudasim::peer_shared(own, rank));
+}
+
+// --- Across the grid -----------------------------------------------------------------------------
+
+// Adds to a counter after everything this thread wrote, and what it knew to be written, is visible
+// to those who load_acquire() the sum. Returns the value before.
+FASTBN_DEVICE unsigned add_release(unsigned* counter, unsigned value) {
+  return cudasim::add_release(counter, value);
+}
+
+// Reads a counter that other blocks change by add_release() or count_up().
+FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
+                                    cudasim::Site site = cudasim::Site::here()) {
+  return cudasim::load_acquire(address, site);
+}
+
+// --- Global memory -------------------------------------------------------------------------------
+
+enum class Reuse { kLikely, kNone };
+
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T elements[kWidth];
+};
+
+namespace detail {
+
+constexpr cudasim::Access kLoad = {"load", /*stores=*/false, /*sees_stores=*/false};
+constexpr cudasim::Access kLoadWritten = {"load_written", /*stores=*/false, /*sees_stores=*/true};
+constexpr cudasim::Access kStore = {"store", /*stores=*/true, /*sees_stores=*/true};
+
+// The entry of a histogram that counts accesses of a type: the machine has words of these sizes.
+template <typename T>
+constexpr size_t histogram_entry() {
+  static_assert(std::is_trivially_copyable_v<T>);
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  return sizeof(T) == 2 ? 1 : sizeof(T) == 4 ? 2 : sizeof(T) == 8 ? 3 : 4;
+}
+
+template <typename T>
+T counted_load(const T* address, const cudasim::Access& access) {
+  ++cudasim::memory.touch(address, sizeof(T), sizeof(T), access).loads[histogram_entry<T>()];
+  T value;
+  std::memcpy(static_cast<void*>(&value), static_cast<const void*>(address), sizeof(T));
+  return value;
+}
+
+}  // namespace detail
+
+template <Reuse kReuse, typename T>
+FASTBN_DEVICE T load(const T* address) {
+  return detail::counted_load(address, detail::kLoad);
+}
+
+template <typename T>
+FASTBN_DEVICE T load_written(const T* address) {
+  return detail::counted_load(address, detail::kLoadWritten);
+}
+
+template <Reuse kReuse, typename T>
+FASTBN_DEVICE void store(T* address, const T& value) {
+  ++cudasim::memory.touch(address, sizeof(T), sizeof(T), detail::kStore)
+        .stores[detail::histogram_entry<T>()];
+  std::memcpy(static_cast<void*>(address), static_cast<const void*>(&value), sizeof(T));
+}
+
+// --- Asynchronous copies from global to shared memory --------------------------------------------
+
+// Starts to copy an element, for commit_copies() to put into a group.
+template <int kBytes>
+FASTBN_DEVICE void copy_async(void* shared, const void* global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  cudasim::copy_async(shared, global, kBytes);
+}
+
+// Makes a group of the copies this thread started since the last one.
+FASTBN_DEVICE void commit_copies() { cudasim::commit_copies(); }
+
+// Waits for all groups of this thread but the last kPending; only this thread sees them landed
+// until the next barrier.
+template <int kPending>
+FASTBN_DEVICE void wait_copies() {
+  cudasim::wait_copies(kPending);
+}
+
+// Lies in shared memory, and waits for copies of whole ranges. It goes through phases: one ends
+// when all arrivals have been made and all bytes that they expect have landed.
+struct CopyBarrier {
+  uint64_t state;
+};
+
+// For one thread to call, before a sync_block().
+FASTBN_DEVICE void init_barrier(CopyBarrier* barrier, int arrivals) {
+  cudasim::init_barrier(barrier, arrivals);
+}
+
+// An arrival that lets the phase wait for so many bytes more.
+FASTBN_DEVICE void expect_bytes(CopyBarrier* barrier, int bytes) {
+  cudasim::expect_bytes(barrier, bytes);
+}
+
+// Starts to copy a range: addresses and bytes are multiples of 16.
+FASTBN_DEVICE void bulk_copy(void* shared, const void* global, int bytes, CopyBarrier* barrier) {
+  cudasim::bulk_copy(shared, global, bytes, barrier);
+}
+
+// Waits for the end of the phase of that parity, counted from 0: for the first phase, 0.
+FASTBN_DEVICE void wait_barrier(CopyBarrier* barrier, int parity,
+                                cudasim::Site site = cudasim::Site::here()) {
+  cudasim::wait_barrier(barrier, parity, site);
+}
+
+// --- 16-bit floating point -----------------------------------------------------------------------
+
+FASTBN_DEVICE double widen(double value) { return value; }
+FASTBN_DEVICE float widen(float value) { return value; }
+FASTBN_DEVICE float widen(BFloat16 value) { return cudasim::float_from_bfloat16(value.bits); }
+FASTBN_DEVICE float widen(Float16 value) { return cudasim::float_from_float16(value.bits); }
+
+template <int kCount>
+FASTBN_DEVICE void narrow(const double (&from)[kCount], double (&to)[kCount]) {
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], float (&to)[kCount]) {
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], BFloat16 (&to)[kCount]) {
+  for (int i = 0; i < kCount; ++i) to[i].bits = cudasim::bfloat16_from_float(from[i]);
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
+  for (int i = 0; i < kCount; ++i) to[i].bits = cudasim::float16_from_float(from[i]);
+}
+
+FASTBN_DEVICE float square_root(float value) { return std::sqrt(value); }
+FASTBN_DEVICE double square_root(double value) { return std::sqrt(value); }
+
+// --- Two kernels in a row ------------------------------------------------------------------------
+
+// Kernels run one after another here, but one that overlaps may not touch writable memory before it
+// has waited.
+FASTBN_DEVICE void allow_next_kernel() { cudasim::allow_next_kernel(); }
+FASTBN_DEVICE void wait_for_previous_kernel() { cudasim::wait_for_previous_kernel(); }
+
+// --- Launching -----------------------------------------------------------------------------------
+
+struct StreamState;
+using Stream = StreamState*;
+
+using LaunchShape = cudasim::LaunchShape;
+
+// Null, or what is wrong. Throws what a thread of the kernel does.
+template <typename... Parameters>
+const char* launch(Stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+                   const Parameters&... arguments) {
+  const auto call = [&] { kernel(arguments...); };
+  using Call = decltype(call);
+  return cudasim::run(
+      shape, reinterpret_cast<const void*>(kernel),
+      [](const void* body) { (*static_cast<std::remove_reference_t<Call>*>(body))(); }, &call);
+}
+
+}  // namespace fastbn::gpu

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What gpu.h stands on: the thread that runs, and the calls by which it waits for others. Part of
+// the simulator behind gpu.h; not for its users.
+//
+// Threads are fibers of one host thread. A thread runs until it has to wait; then any of those that
+// can go on does, by a draw. So whatever happens between two waits of a thread is one step to all
+// others, and a missing barrier shows as a result that depends on the draw, or as the NaN that
+// shared memory holds until it is written.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cudasim.h"
+#include "fiber.h"
+
+namespace fastbn::cudasim {
+
+constexpr int kWarpThreads = 32;
+
+// The line of kernel code that called.
+struct Site {
+  const char* file = nullptr;
+  int line = 0;
+
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+struct Block;
+struct Buffer;
+struct Cluster;
+
+// An asynchronous copy that has not landed.
+struct Copy {
+  void* shared;
+  const void* global;
+  int64_t bytes;
+};
+
+// A store to global memory.
+struct Store {
+  Buffer* buffer;
+  uintptr_t address;
+  int64_t bytes;
+};
+
+struct Thread {
+  Fiber fiber;
+  Block* block = nullptr;
+  int index = 0;
+  bool may_touch_written = true;   // the kernel before is done, or was never overlapped
+  const char* waits_in = nullptr;  // the function of gpu.h
+  Site waits_at;
+  int64_t polls = 0;  // load_acquire() calls since `polled_epoch`
+  uint64_t polled_epoch = 0;
+  std::vector<std::vector<Copy>> copy_groups;  // in the order they were committed
+  std::vector<Copy> open_copies;               // of no group yet
+  std::vector<Store> stores;                   // that no other thread is sure to see
+};
+
+// Where a fixed number of threads wait for each other.
+struct Barrier {
+  int expected = 0;
+  int returned = 0;  // threads that left the kernel and will never come
+  int64_t passes = 0;
+  Site site;  // of the threads that wait
+  std::vector<Thread*> waiting;
+  std::vector<Store> stores;  // that its threads are sure to see, but no others
+};
+
+struct Warp {
+  static constexpr int kSlotBytes = 16;
+
+  Barrier barrier;
+  // Two sets in turn: a thread may write the next while others still read the last.
+  unsigned char slots[2][kWarpThreads][kSlotBytes];
+};
+
+// A barrier in shared memory that bulk copies arrive at.
+struct CopyBarrierState {
+  int arrivals = 0;  // a phase waits for
+  int missing_arrivals = 0;
+  int64_t missing_bytes = 0;
+  uint64_t phase = 0;
+  std::vector<Copy> copies;
+  std::vector<Thread*> waiting;
+};
+
+struct Block {
+  Cluster* cluster = nullptr;
+  int64_t index = 0;
+  int rank = 0;  // in the cluster
+  int returned = 0;
+  bool started = false;
+  std::vector<unsigned char> storage;
+  unsigned char* shared = nullptr;  // in the storage, between red zones
+  std::vector<Thread> threads;
+  Barrier barrier;
+  std::vector<Warp> warps;
+  std::map<const void*, CopyBarrierState> copy_barriers;
+};
+
+// Blocks that live at once; a block without a cluster is one of its own.
+struct Cluster {
+  std::vector<Block> blocks;
+  Barrier barrier;
+  int live_blocks = 0;
+};
+
+struct LaunchShape {
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+  bool overlaps_previous = false;  // calls wait_for_previous_kernel()
+  int cluster_blocks = 1;
+  bool cooperative = false;  // all blocks live at once
+};
+
+// The launch that runs, and its thread that does.
+extern LaunchShape shape;
+extern Thread* current;
+
+// Runs `body(arguments)` on every thread of the grid. Returns null, or why it cannot be launched.
+const char* run(const LaunchShape& shape, const void* kernel, void (*body)(const void*),
+                const void* arguments);
+
+// Ends the launch with an error at the current thread.
+[[noreturn]] void fail(const std::string& what);
+
+// A draw from [0, count).
+uint64_t draw(uint64_t count);
+
+// Suspends the current thread until someone resumes it.
+void suspend(const char* function, Site site);
+void resume(Thread& thread);
+void resume_all(std::vector<Thread*>& threads);  // and empties the list
+
+// Threads of an earlier launch that still sleep in load_acquire().
+void forget_sleepers();
+
+// Who sees a store: the thread itself, those it has met at a barrier since, and all once it or one
+// of those has fenced.
+void note_store(Buffer& buffer, uintptr_t address, int64_t bytes);
+void gather_stores(Barrier& barrier);
+bool knows_store(uintptr_t address, int64_t bytes);  // the current thread does
+
+// The functions of gpu.h by the same names.
+void fence_device();
+void sync_block(Site site);
+void sync_warp(Site site);
+void sync_cluster(Site site);
+void* peer_shared(void* own, int rank);
+void allow_next_kernel();
+void wait_for_previous_kernel();
+unsigned count_up(unsigned* counter, unsigned last);
+unsigned add_release(unsigned* counter, unsigned value);
+unsigned load_acquire(const unsigned* address, Site site);
+
+// Gives each thread of a warp the value of the lane it asks for.
+void exchange(const void* value, int bytes, int source_lane, void* result, const char* function,
+              Site site);
+
+void copy_async(void* shared, const void* global, int bytes);
+void commit_copies();
+void wait_copies(int pending);
+void init_barrier(void* barrier, int arrivals);
+void expect_bytes(void* barrier, int64_t bytes);
+void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);
+void wait_barrier(void* barrier, int parity, Site site);
+
+// True if the bytes are the block's own shared memory.
+bool in_shared(const Block& block, const void* address, int64_t bytes);
+
+}  // namespace fastbn::cudasim

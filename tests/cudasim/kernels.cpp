@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The kernels and their launch code, by a host compiler: device/gpu.cuh takes the simulator.
+#include "../../csrc/cuda/backward.cu"
+#include "../../csrc/cuda/forward.cu"

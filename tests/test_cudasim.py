@@ -1,0 +1,335 @@
+"""The CUDA kernels on the simulated GPU: right, free of races, and exact in the bytes they move."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cudasim
+import pytest
+import tables
+import torch
+from cudasim import build
+from cudasim.verify import Verdict, verify_backward, verify_forward
+from tolerances import CONDITION
+
+SCHEDULES = range(2)
+# Elements of a channel up to which a block of its own is ever given to it.
+TINY = 32 << 10
+
+
+def assert_right(verdict: Verdict) -> None:
+    assert verdict.wrong == []
+    assert verdict.schedules_differ == 0
+
+
+def sizes(case: tables.Case) -> tuple[int, int]:
+    """Elements of a tensor and of a channel."""
+    numel = torch.Size(case.shape).numel()
+    return numel, numel // case.shape[1]
+
+
+@pytest.mark.parametrize("case", tables.small_cases() + tables.hard_cases(), ids=str)
+def test_results(case: tables.Case) -> None:
+    """Every algorithm, training and evaluation, forward and backward, under two schedules."""
+    tensors = tables.make(case)
+    condition = CONDITION.get((case.data, case.dtype), 1.0)
+    for operation in (verify_forward, verify_backward):
+        for training in (True, False):
+            arguments = {"training": training, "condition": condition, "seeds": SCHEDULES}
+            assert_right(operation(tensors, algorithm="split", **arguments))
+        if sizes(case)[1] <= TINY:
+            verdict = operation(tensors, algorithm="tiny", condition=condition, seeds=SCHEDULES)
+            assert_right(verdict)
+            assert len(verdict.report.launches) == 1
+
+
+@pytest.mark.parametrize("device", ["t4", "a100", "h200", "rtx5090", "b200"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
+def test_devices(device: str, layout: str) -> None:
+    """Their numbers of multiprocessors cut the same tensor into other parts."""
+    case = tables.Case("parts", (16, 24, 56, 56), layout, torch.bfloat16)
+    for operation in (verify_forward, verify_backward):
+        assert_right(operation(tables.make(case), device=device, algorithm="split"))
+
+
+MIXES = [
+    (torch.float32, torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.float16),
+    (torch.float16, torch.float16, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("dtypes", MIXES, ids=str)
+@pytest.mark.parametrize("algorithm", ["split", "tiny"])
+def test_dtypes_of_vectors(
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype], algorithm: str
+) -> None:
+    dtype, parameters, statistics = dtypes
+    case = tables.Case("mix", (4, 24, 9, 8), "channels_last", dtype)
+    tensors = tables.make(case, parameters=parameters, statistics=statistics)
+    assert_right(verify_forward(tensors, algorithm=algorithm))
+    assert_right(verify_forward(tensors, training=False))
+    assert_right(verify_backward(tensors, algorithm=algorithm))
+
+
+@pytest.mark.parametrize("algorithm", ["split", "tiny"])
+def test_no_parameters(algorithm: str) -> None:
+    case = tables.Case("bare", (4, 24, 9, 8), "contiguous", torch.float32)
+    tensors = replace(tables.make(case), weight=None, bias=None)
+    assert_right(verify_forward(tensors, algorithm=algorithm))
+    assert_right(verify_backward(tensors, algorithm=algorithm))
+
+
+WANTED = [(dx, dw, db) for dx in (0, 1) for dw in (0, 1) for db in (0, 1) if dx + dw + db > 0]
+
+
+@pytest.mark.parametrize("want", WANTED, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_subsets_of_gradients(want: tuple[int, int, int], training: bool) -> None:
+    tensors = tables.make(tables.Case("some", (5, 24, 9, 8), "channels_last", torch.float16))
+    dx, dweight, dbias = map(bool, want)
+    verdict = verify_backward(tensors, training=training, want=(dx, dweight, dbias))
+    assert_right(verdict)
+    elements = tensors.x.numel() * tensors.x.element_size()
+    reads = 4 if training and dx else 2 if dweight or dbias else 1
+    assert verdict.report.activations["read_bytes"] == reads * elements
+    assert verdict.report.activations["written_bytes"] == dx * elements
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_cumulative_average(counted: bool) -> None:
+    """The factor is one over the number of batches, this one among them; 0 if nobody counts."""
+    x = torch.randn(8, 24, 10, dtype=torch.float64)
+    running_mean, running_var = torch.randn(24).double(), torch.rand(24).double()
+    batches = torch.tensor(3) if counted else None
+    share = 1 / 4 if counted else 0.0
+    mean = running_mean + share * (x.mean((0, 2)) - running_mean)
+    var = running_var + share * (x.var((0, 2)) - running_var)
+    statistics = (running_mean, running_var, batches)
+    _, report = cudasim.forward(x, None, None, *statistics, momentum=None)
+    assert report.algorithm == "split"
+    torch.testing.assert_close(running_mean, mean)
+    torch.testing.assert_close(running_var, var)
+    assert batches is None or int(batches) == 4
+
+
+def test_strided_vectors() -> None:
+    """Parameters and statistics that are columns of a matrix."""
+    case = tables.Case("vectors", (4, 24, 9, 8), "contiguous", torch.float32)
+    tensors = tables.make(case)
+    columns = torch.randn(24, 4)
+    tensors = replace(tensors, weight=columns[:, 1], bias=columns[:, 2])
+    assert_right(verify_forward(tensors))
+    assert_right(verify_backward(tensors))
+
+
+# --- Traffic -------------------------------------------------------------------------------------
+
+# Passes over memory: tensors read and written, each once.
+PASSES = {"forward": (2, 1), "backward": (4, 1), "eval": (1, 1)}
+REQUIRED = [
+    *((op, "16,64,28,28", "bfloat16", lay) for op in PASSES for lay in ("ncs", "nsc")),
+    *((op, "8,3,7,5", "float32", "ncs") for op in PASSES),
+    *((op, "64,100", "float16", "ncs") for op in PASSES),
+    *((op, "2,65,4,6,5", "bfloat16", "nsc") for op in PASSES),
+    *((op, "1,1,1,2", "float64", "ncs") for op in PASSES),
+    *((op, "4,32,57,57", "bfloat16", lay) for op in PASSES for lay in ("ncs", "nsc")),
+]
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.cudasim", *arguments, "--json"],
+        cwd=build.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(("op", "shape", "dtype", "layout"), REQUIRED)
+@pytest.mark.parametrize("algorithm", ["auto", "split"])
+def test_traffic(op: str, shape: str, dtype: str, layout: str, algorithm: str) -> None:
+    """Activations to the byte; with everything else within 2% where there is anything to read."""
+    options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
+    done = command_line(*options, "--algorithm", algorithm, "--device", "h200")
+    outcome = json.loads(done.stdout)
+    assert done.returncode == 0, outcome["failures"]
+    assert outcome["schedules_differ"] == 0
+    assert outcome["launches"] <= PASSES[op][0] // 2 + 1
+    itemsize = getattr(torch, dtype).itemsize
+    elements = torch.Size(outcome["shape"]).numel()
+    reads, writes = PASSES[op]
+    # Each channel's first element is read once more per block, to count means from.
+    extra = sum(outcome["grid"]) * outcome["shape"][1] * itemsize / elements
+    read = outcome["activation_read_bytes_per_element"]
+    assert reads * itemsize <= read <= reads * itemsize + (extra if op == "forward" else 0)
+    assert outcome["activation_write_bytes_per_element"] == writes * itemsize
+    if elements * itemsize > 1 << 20:
+        assert outcome["read_bytes_per_element"] <= 1.02 * reads * itemsize
+        assert outcome["write_bytes_per_element"] <= 1.02 * writes * itemsize
+
+
+def test_command_line_says_why_it_fails() -> None:
+    done = command_line("--shape", "4,4", "--algorithm", "none")
+    assert done.returncode == 1
+    assert "there is no algorithm 'none'" in json.loads(done.stdout)["failures"][0]
+
+
+ALIGNED = ["16,64,28,28", "8,64,14,14", "8,64,7,7", "64,100"]
+
+
+@pytest.mark.parametrize("shape", ALIGNED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_vectors_of_16_bytes(shape: str, layout: str) -> None:
+    """Wherever sizes allow, which is nearly everywhere, activations move in whole vectors."""
+    dimensions = tuple(int(size) for size in shape.split(","))
+    layout = layout if len(dimensions) > 2 else "contiguous"
+    tensors = tables.make(tables.Case("wide", dimensions, layout, torch.bfloat16))
+    for operation in (verify_forward, verify_backward):
+        report = operation(tensors).report
+        assert set(report.activations["stores"]) == {"16"}
+        narrow = sum(count for size, count in report.activations["loads"].items() if size != "16")
+        assert narrow <= sum(launch["blocks"] for launch in report.launches) * dimensions[1]
+
+
+# --- What the simulator catches ------------------------------------------------------------------
+
+
+def compile_selftest(sanitize: bool, folder: Path) -> list[str]:
+    """The command that compiles the simulator's test of itself."""
+    here = build.ROOT / "tests" / "cudasim"
+    flags = ["-std=c++20", *build.SANITIZERS] if sanitize else ["-std=c++17"]
+    sources = [*(here / "cudasim").glob("*.cpp"), *(here / "selftest").glob("*.cpp")]
+    output = ["-ldl", "-o", str(folder / "selftest")]
+    return ["g++", "-O1", "-rdynamic", f"-I{here}", *flags, *map(str, sources), *output]
+
+
+@pytest.mark.parametrize("sanitize", [False, True])
+def test_simulator_tests_itself(sanitize: bool, tmp_path: Path) -> None:
+    subprocess.run(compile_selftest(sanitize, tmp_path), check=True)
+    done = subprocess.run([tmp_path / "selftest"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# For each planted fault the file, the text it replaces and what replaces it, a call that meets it,
+# and what is said of it; None where nothing is wrong but that schedules differ.
+FAULTS = {
+    "removed-barrier": (
+        "device/reduce.cuh",
+        "  gpu::sync_block();\n  return merge_lists",
+        "  return merge_lists",
+        ["--shape", "4,64,16,16", "--layout", "nsc"],
+        None,
+    ),
+    "removed-barrier-in-a-loop": (
+        "device/reduce.cuh",
+        "scratch[(row - 1) * columns + column] = value;\n    gpu::sync_block();",
+        "scratch[(row - 1) * columns + column] = value;",
+        ["--shape", "4,8,16,16"],
+        "instead of",
+    ),
+    "out-of-bounds-read": (
+        "kernels/segments.cuh",
+        "if (item >= range.items)",
+        "if (item > range.items)",
+        ["--shape", "2,3,24,40"],
+        "is out of bounds",
+    ),
+    "misaligned-vector": (
+        "kernels/segments.cuh",
+        "= segment / kWidth * kWidth + ",
+        "= segment + ",
+        ["--shape", "2,3,7,9"],
+        "is not at a multiple of 16",
+    ),
+    "deadlock": (
+        "kernels/block.cuh",
+        "    shared.coefficients[channel] = reference;\n  }\n  gpu::sync_block();",
+        "    shared.coefficients[channel] = reference;\n    gpu::sync_block();\n  }",
+        ["--shape", "4,8,16,16"],
+        "sync_block()",
+    ),
+    "missing-fence": (
+        "device/reduce.cuh",
+        "  gpu::fence_device();\n  gpu::sync_block();",
+        "  gpu::sync_block();",
+        ["--shape", "64,8,56,56", "--layout", "nsc", "--algorithm", "split"],
+        "no fence_device()",
+    ),
+    "part-that-is-not-waited-for": (
+        "device/reduce.cuh",
+        "const bool is_last = *arrived_before == last;",
+        "const bool is_last = *arrived_before + 1 == last;",
+        ["--shape", "64,8,56,56", "--layout", "nsc", "--algorithm", "split"],
+        "instead of",
+    ),
+    "kernel-that-does-not-wait": (
+        "kernels/split.cuh",
+        "  gpu::wait_for_previous_kernel();\n  const int block",
+        "  const int block",
+        ["--shape", "4,8,16,16", "--algorithm", "split"],
+        "wait_for_previous_kernel",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults(fault: str, tmp_path: Path) -> None:
+    """Mistakes in the very kernels, made on purpose."""
+    file, right, wrong, options, said = FAULTS[fault]
+    cudasim.forward(torch.randn(4, 4))  # the right kernels are compiled
+    library = build.plant(file, right, wrong, tmp_path / "tree")
+    script = (
+        "import sys, torch, cudasim\n"
+        f"cudasim.build.load = lambda: torch.ops.load_library({str(library)!r})\n"
+        "from cudasim.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options, "--dtype", "float16", "--json"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    outcome = json.loads(done.stdout)
+    if said is None:
+        assert outcome["schedules_differ"] > 0
+    else:
+        assert said in outcome["failures"][0]
+
+
+def test_sanitizers() -> None:
+    """Kernels of every mapping under the address and undefined-behaviour sanitizers."""
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    chosen = (
+        "matrix-65-channels or matrix-strips or line-49 or image-small or image-49"
+        " or image-wide-vectors or volume-65"
+    )
+    here = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"{here}::test_results", "-k", chosen],
+        cwd=here.parent,
+        env={
+            **os.environ,
+            "FASTBN_CUDASIM_SANITIZE": "1",
+            "LD_PRELOAD": " ".join(runtime.stdout.strip() for runtime in runtimes),
+            # Python and torch leak on purpose; symbols that two libraries have are theirs.
+            "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
