@@ -25,7 +25,9 @@ from setuptools import setup
 VERSION = "0.1.0"
 ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc"
-DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# And since which CUDA they can be compiled for.
+ARCHITECTURES = {"7.5": "10.0", "8.0": "11.0", "8.6": "11.1", "8.9": "11.8", "9.0": "11.8"}
+ARCHITECTURES |= {"10.0": "12.8", "12.0": "12.8"}
 GIBIBYTES_PER_JOB = 3
 
 
@@ -73,7 +75,16 @@ def architectures() -> str:
 
     devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     capabilities = sorted({torch.cuda.get_device_capability(device) for device in devices})
-    return ";".join(f"{major}.{minor}" for major, minor in capabilities) or DEFAULT_ARCHITECTURES
+    if capabilities:
+        return ";".join(f"{major}.{minor}" for major, minor in capabilities)
+
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(map(int, version.split(".")))
+
+    possible = [
+        a for a, cuda in ARCHITECTURES.items() if number(cuda) <= number(torch.version.cuda)
+    ]
+    return ";".join(possible) + "+PTX"
 
 
 def free_gibibytes() -> float:
@@ -84,6 +95,9 @@ def free_gibibytes() -> float:
 
 
 def commit() -> str:
+    given = os.environ.get("FASTBN_COMMIT")  # for sources that travel without their repository
+    if given:
+        return given
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -104,7 +104,7 @@ struct Backward {
   Activation dy, x, dx;
   ChannelVector weight;
   ChannelVector mean, invstd;
-  ChannelVector dweight, dbias;  // accumulate_dtype
+  ChannelVector dweight, dbias;  // written; of any dtype
 };
 
 }  // namespace fastbn

@@ -65,7 +65,8 @@ Plan plan_for(const Request& request) {
 void training_forward(const TrainingForward& op) {
   const Plan plan = plan_for(request(op));
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  cuda::training_forward(op, plan, workspace(stream, plan.workspace_bytes), stream.stream());
+  const WorkspaceLease workspace = lease_workspace(stream, plan.workspace_bytes);
+  cuda::training_forward(op, plan, workspace.data, stream.stream());
 }
 
 void inference_forward(const InferenceForward& op) {
@@ -76,7 +77,8 @@ void inference_forward(const InferenceForward& op) {
 void backward(const Backward& op) {
   const Plan plan = plan_for(request(op));
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  cuda::backward(op, plan, workspace(stream, plan.workspace_bytes), stream.stream());
+  const WorkspaceLease workspace = lease_workspace(stream, plan.workspace_bytes);
+  cuda::backward(op, plan, workspace.data, stream.stream());
 }
 
 constexpr fastbn::Backend kBackend{training_forward, inference_forward, backward};

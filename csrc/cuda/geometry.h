@@ -20,8 +20,8 @@ constexpr int kMaxThreads = 512;
 // and vectors that a thread has in flight, over all tensors it reads.
 //
 // An H200 needs about 32 KiB in flight per SM to keep its memory busy (4.8 TB/s times 0.9 us of
-// latency under load, over 132 SMs). Both mappings have twice that, so that an SM half filled still
-// has enough:
+// latency under load, over 132 SMs). Mappings of vectors have twice that, so that an SM half filled
+// still has enough:
 //
 //   columns    1 block  * 512 threads * 8 vectors * 16 bytes = 64 KiB; statistics of 8 channels
 //              take most of the 128 registers of a thread
@@ -32,6 +32,8 @@ struct Occupancy {
 };
 constexpr Occupancy kColumnsOccupancy{1, 8};
 constexpr Occupancy kSegmentsOccupancy{2, 4};
+// Strides take registers, and an element is no vector: no promise.
+constexpr Occupancy kStridedOccupancy{1, 1};
 
 constexpr int bytes_in_flight(Occupancy occupancy) {
   return occupancy.blocks * kMaxThreads * occupancy.loads * kVectorBytes;

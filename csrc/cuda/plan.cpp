@@ -194,7 +194,15 @@ class Planner {
   // --- Parts -------------------------------------------------------------------------------------
 
   Occupancy occupancy() const {
-    return plan_.geometry.mapping == Mapping::kColumns ? kColumnsOccupancy : kSegmentsOccupancy;
+    switch (plan_.geometry.mapping) {
+      case Mapping::kColumns:
+        return kColumnsOccupancy;
+      case Mapping::kSegments:
+        return kSegmentsOccupancy;
+      case Mapping::kStrided:
+        break;
+    }
+    return kStridedOccupancy;
   }
 
   void cut_into_parts() {
@@ -219,7 +227,7 @@ class Planner {
       const int64_t blocks = slabs * parts;
       const double filled =
           static_cast<double>(blocks) / static_cast<double>(round_up(blocks, slots));
-      if (filled <= best_filled + kWorthCutting) continue;
+      if (waves > 1 && filled <= best_filled + kWorthCutting) continue;
       best = parts;
       best_filled = filled;
     }
@@ -285,7 +293,7 @@ class Planner {
     const bool applies_after = plan_.algorithm == Algorithm::kSplit && writes == 1 &&
                                (request_.operation == Operation::kForward || request_.training);
     plan_.launches = reads == 0 ? 0 : applies_after ? 2 : 1;
-    plan_.overlap_launches = device_.major >= 9;
+    plan_.overlap_launches = plan_.launches == 2 && device_.major >= 9;
   }
 
   void count_workspace() {

@@ -30,11 +30,14 @@ struct Memory {
 void allocate(c10::cuda::CUDAStream stream, int64_t bytes, unsigned long long capture,
               Memory& memory) {
   namespace allocator = c10::cuda::CUDACachingAllocator;
-  if (memory.data != nullptr) allocator::raw_delete(std::exchange(memory.data, nullptr));
-  memory.bytes = std::max(bytes, kLeastBytes);
-  memory.capture = capture;
-  memory.data = allocator::raw_alloc_with_stream(static_cast<size_t>(memory.bytes), stream);
-  C10_CUDA_CHECK(cudaMemsetAsync(memory.data, 0, kCounters * sizeof(unsigned), stream));
+  if (memory.data != nullptr) allocator::raw_delete(memory.data);
+  memory = {};  // what is left if the following throws
+  bytes = std::max(bytes, kLeastBytes);
+  void* data = allocator::raw_alloc_with_stream(static_cast<size_t>(bytes), stream);
+  const cudaError_t error = cudaMemsetAsync(data, 0, kCounters * sizeof(unsigned), stream);
+  if (error != cudaSuccess) allocator::raw_delete(data);
+  C10_CUDA_CHECK(error);
+  memory = {data, bytes, capture};
 }
 
 // The graph that the stream's work goes to; 0 if it is executed.
@@ -47,23 +50,27 @@ unsigned long long capture_id(c10::cuda::CUDAStream stream) {
 
 }  // namespace
 
-void* workspace(c10::cuda::CUDAStream stream, int64_t bytes) {
+WorkspaceLease lease_workspace(c10::cuda::CUDAStream stream, int64_t bytes) {
   struct StreamMemory {
+    std::mutex in_use;
     Memory executed;
     Memory captured;  // apart, as replays may run beside the stream's other work
   };
+  if (bytes == 0) return {};
   static std::mutex mutex;
   // Never destroyed: at exit the driver may be gone before.
   static auto& workspaces = *new std::unordered_map<c10::cuda::CUDAStream, StreamMemory>();
 
   const unsigned long long capture = capture_id(stream);
-  const std::lock_guard<std::mutex> lock(mutex);
+  std::unique_lock<std::mutex> look_up(mutex);
   StreamMemory& of_stream = workspaces[stream];
+  look_up.unlock();
+  std::unique_lock<std::mutex> lock(of_stream.in_use);
   Memory& memory = capture == 0 ? of_stream.executed : of_stream.captured;
   if (memory.bytes < bytes || memory.capture != capture) {
     allocate(stream, bytes, capture, memory);
   }
-  return memory.data;
+  return {std::move(lock), memory.data};
 }
 
 }  // namespace fastbn::cuda

@@ -4,12 +4,19 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <cstdint>
+#include <mutex>
 
 namespace fastbn::cuda {
 
-// Memory for a launch on the current stream of the current device: `bytes` of it at least, of which
-// kCounters counters are zero. Calls on one stream, which run one after another, share one
-// workspace, and so do those that one stream adds to one graph under capture; no others do.
-void* workspace(c10::cuda::CUDAStream stream, int64_t bytes);
+// Memory for the kernels of one call, which its holder alone may launch on that stream meanwhile.
+struct WorkspaceLease {
+  std::unique_lock<std::mutex> lock;
+  void* data = nullptr;
+};
+
+// `bytes` on the stream's device, of which the first kCounters counters are zero; null for none.
+// Calls on one stream, whose kernels run one after another, share one workspace, and so do those
+// that one stream adds to one graph under capture; no others do.
+WorkspaceLease lease_workspace(c10::cuda::CUDAStream stream, int64_t bytes);
 
 }  // namespace fastbn::cuda

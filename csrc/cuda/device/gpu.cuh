@@ -16,6 +16,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <mutex>
+#include <unordered_map>
 
 #include "../../problem.h"
 
@@ -103,6 +105,7 @@ FASTBN_DEVICE T load(const T* address) {
 // Reads what other blocks of this kernel may have written.
 template <typename T>
 FASTBN_DEVICE T load_written(const T* address) {
+  asm volatile("" ::: "memory");  // not before what precedes it
   const auto word = __ldcg(reinterpret_cast<const detail::WordOf<T>*>(address));
   return reinterpret_cast<const T&>(word);
 }
@@ -194,6 +197,20 @@ struct LaunchShape {
   bool overlaps_previous;  // calls wait_for_previous_kernel()
 };
 
+// Whether a kernel's machine code has griddepcontrol: a GPU of 9.0 may run code that was compiled
+// for less.
+inline bool can_overlap(const void* kernel) {
+  static std::mutex mutex;
+  static std::unordered_map<const void*, bool> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(kernel);
+  if (found != known.end()) return found->second;
+  cudaFuncAttributes attributes;
+  const bool can =
+      cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+  return known.emplace(kernel, can).first->second;
+}
+
 // Null, or what is wrong.
 template <typename... Parameters>
 const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
@@ -207,9 +224,13 @@ const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Param
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = shape.overlaps_previous ? 1 : 0;
+  const bool overlaps =
+      shape.overlaps_previous && can_overlap(reinterpret_cast<const void*>(kernel));
+  config.numAttrs = overlaps ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // reported here, and not to whoever asks next
+  return cudaGetErrorString(error);
 }
 
 }  // namespace fastbn::gpu

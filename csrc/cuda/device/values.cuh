@@ -149,9 +149,9 @@ struct GradSums {
   }
 };
 
-// Sums of values less a shift near them, which is the mean of the first that a thread sees: three
-// operations per value and no division. What cancels when the squares are centred is a share of the
-// few values that one thread has, even where the first are outliers.
+// Sums of values less a shift near them, the first that a thread sees: three operations per value
+// and no division. What is lost when the squares are centred is at most as many epsilons as this
+// thread has values, and that only where the first is an outlier.
 template <typename acc_t, int kLanes>
 class ShiftedSums {
  public:
@@ -159,7 +159,10 @@ class ShiftedSums {
   template <int kValues>
   FASTBN_DEVICE void add(const acc_t (&values)[kValues]) {
     static_assert(kValues % kLanes == 0);
-    if (count_ == 0) choose_shift(values);
+    if (count_ == 0) {
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) shift_[lane] = values[lane];
+    }
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       const acc_t deviation = values[i] - shift_[i % kLanes];
@@ -186,18 +189,6 @@ class ShiftedSums {
   }
 
  private:
-  template <int kValues>
-  FASTBN_DEVICE void choose_shift(const acc_t (&values)[kValues]) {
-    // Equal values have this mean exactly.
-    acc_t excess[kLanes] = {};
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) excess[i % kLanes] += values[i] - values[i % kLanes];
-#pragma unroll
-    for (int lane = 0; lane < kLanes; ++lane) {
-      shift_[lane] = values[lane] + excess[lane] * (acc_t{1} * kLanes / kValues);
-    }
-  }
-
   int count_ = 0;
   acc_t shift_[kLanes] = {};
   acc_t sum_[kLanes] = {};

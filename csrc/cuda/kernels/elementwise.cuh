@@ -4,6 +4,8 @@
 // it. What a fused operation adds to batch norm goes through its epilogue, here alone.
 #pragma once
 
+#include <type_traits>
+
 #include "../device/chunk.cuh"
 #include "finish.cuh"
 

@@ -14,7 +14,7 @@ class Strided {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = 1;
-  static constexpr Occupancy kOccupancy = kSegmentsOccupancy;
+  static constexpr Occupancy kOccupancy = kStridedOccupancy;
 
   FASTBN_DEVICE Strided(const Problem& problem, const Geometry& geometry, int block)
       : problem_(problem),
