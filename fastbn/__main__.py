@@ -33,8 +33,8 @@ def _outputs(x: torch.Tensor, dy: torch.Tensor, reference: bool) -> list[torch.T
     """Forward in training and its three gradients; the reference is composed in x's dtype."""
     channels = x.shape[1]
     narrow = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = torch.linspace(0.5, 1.5, channels, dtype=narrow).requires_grad_()
-    bias = torch.linspace(-1, 1, channels, dtype=narrow).requires_grad_()
+    weight = torch.linspace(0.5, 1.5, channels, dtype=narrow, device=x.device).requires_grad_()
+    bias = torch.linspace(-1, 1, channels, dtype=narrow, device=x.device).requires_grad_()
     x = x.detach().requires_grad_()
     if reference:
         y = composite.batch_norm(x, weight, bias, None, None, None, True, 0.1, 1e-5)

@@ -54,8 +54,10 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
         *,
         bias: bool = True,
     ) -> None:
+        # Older versions of stock know no bias=.
+        without_bias = {} if bias else {"bias": False}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **without_bias
         )
         self._widen_statistics({})
 
@@ -63,7 +65,8 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalises ``input`` (N, C, ...); see the class."""
         recomputed = False
         if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting():
+            # Not is_exporting(), which torch.compile takes to be always true before torch 2.13.
+            if torch.compiler._is_exporting_flag:
                 return self._exported_forward(input)
         elif isinstance(input, Proxy):
             # A leaf for symbolic tracing, as stock's modules are.

@@ -78,13 +78,16 @@ def check_forward(
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     if x.dtype not in _DTYPES:
         raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
+    device = "CPU" if x.is_cpu else "CUDA"
     for vector in vectors.values():
         if vector is None:
             continue
         if x.dtype == torch.float64 and vector.dtype != torch.float64:
-            raise RuntimeError("mixed dtype (CPU): all inputs must share same datatype.")
+            raise RuntimeError(f"mixed dtype ({device}): all inputs must share same datatype.")
         if x.dtype != torch.float64 and vector.dtype not in _DTYPES[1:]:
-            raise RuntimeError("mixed dtype (CPU): expect parameter to have scalar type of Float")
+            raise RuntimeError(
+                f"mixed dtype ({device}): expect parameter to have scalar type of Float"
+            )
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
