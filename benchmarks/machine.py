@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
 from datetime import date
 from pathlib import Path
 
@@ -21,14 +23,41 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment() -> dict[str, str | int]:
-    """Processor, threads, versions and date, as they stand now."""
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip()
+
+
+def _gpu(device: str) -> dict[str, str | int]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "L2 bytes": properties.L2_cache_size,
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "kernels for": str(fastbn.build_info()["architectures"]),
+        "algorithm": os.environ.get("FASTBN_CUDA_ALGORITHM", "auto"),
+    }
+
+
+def environment(device: str = "cpu") -> dict[str, str | int]:
+    """Processor, threads, GPU if that is the device, versions and date, as they stand now.
+
+    The environment variable FASTBN_COMMIT names the commit where sources came without history.
+    """
     build = fastbn.build_info()
     return {
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
+        **(_gpu(device) if device != "cpu" else {}),
         "fastbn": str(build["fastbn"]),
-        "fastbn commit": str(build["commit"]),
+        "fastbn commit": os.environ.get("FASTBN_COMMIT") or str(build["commit"]),
         "fastbn loops": cpu_capability(),
         "torch": torch.__version__,
         "torch loops": torch.backends.cpu.get_cpu_capability().lower(),

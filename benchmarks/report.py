@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from statistics import geometric_mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
@@ -24,6 +24,9 @@ _MEAN_TARGETS = {FORWARD.name: 2.0, BACKWARD.name: 1.4, EVALUATION.name: 1.0}
 _ROW_TARGET = 0.9
 _OVERHEAD_TARGET = 0.8
 
+# After the point, of milliseconds; by whether they are those of a GPU.
+_DIGITS = {False: 3, True: 4}
+
 # Interruptions per second. Two idle cores gave 35, one busy process more 270.
 _QUIET = 50
 
@@ -31,6 +34,12 @@ LEGEND = """\
 Medians. Layouts: ncs is contiguous, nsc channels last. Ratio: stock's time over fastbn's.
 GB/s: fastbn, on the bytes a pass has to move (forward and evaluation read x and write y; backward
 reads x and dy and writes dx). Copy: that throughput as a share of a copy's of the same tensor."""
+
+
+GPU_LEGEND = """\
+Medians of the time on the GPU, replayed as CUDA graphs on tensors that are not in its L2 cache.
+What the host does is left out, and so is counting batches. Whose: the kernels that stock takes.
+Plan: what fastbn does."""
 
 
 def environment_table(environment: Mapping[str, str | int]) -> str:
@@ -48,25 +57,43 @@ def disturbance(per_second: float) -> str:
     )
 
 
+def overhead(microseconds: Mapping[str, float]) -> str:
+    """A sentence on the cost of a call on the host."""
+    stock, fast = microseconds["stock"], microseconds["fastbn"]
+    return f"A training forward of {SHAPE} takes the host {fast:.1f} us; stock's, {stock:.1f} us."
+
+
 def layer_table(rows: Sequence[Row]) -> str:
     """A line for each row."""
-    headers = ["pass", "layer", "dtype", "layout", "stock ms", "fastbn ms", "ratio", "GB/s", "copy"]
+    timed = [name for name in rows[0].timings if name != "copy"]
+    times = [f"{name} ms" for name in timed]
+    headers = ["pass", "layer", "dtype", "layout", *times, "ratio", "GB/s", "copy"]
     lines = [
         [
             row.measured.name,
             row.case.layer,
             row.case.dtype_name,
             row.case.layout,
-            f"{row.timings['stock'].median * 1e3:.3f}",
-            f"{row.timings['fastbn'].median * 1e3:.3f}",
+            *(f"{row.timings[name].median * 1e3:.{_DIGITS[row.case.on_gpu]}f}" for name in timed),
             f"{row.ratio:.2f}x",
             f"{row.gb_per_second('fastbn'):.1f}",
             f"{row.share:.0%}",
+            *_gpu_cells(row),
         ]
         for row in rows
     ]
-    align = ("left",) * 4 + ("right",) * 5
+    align = ["left"] * 4 + ["right"] * (len(timed) + 3)
+    if rows[0].case.on_gpu:
+        headers += ["whose", "plan"]
+        align += ["left"] * 2
     return tabulate(lines, headers, colalign=align, disable_numparse=True)
+
+
+def _gpu_cells(row: Row) -> list[str]:
+    if row.plan is None or row.stock_backend is None:
+        return []
+    plan = row.plan
+    return [row.stock_backend, f"{plan.algorithm} {plan.mapping} {plan.grid}x{plan.block}"]
 
 
 def network_table(rows: Sequence[Row]) -> str:
@@ -77,8 +104,9 @@ def network_table(rows: Sequence[Row]) -> str:
         total = totals.setdefault(key, [0.0, 0.0])
         for i, name in enumerate(("stock", "fastbn")):
             total[i] += row.case.layer.count * row.timings[name].median * 1e3
+    digits = _DIGITS[rows[0].case.on_gpu] - 2
     lines = [
-        [*key, f"{stock:.1f}", f"{fast:.1f}", f"{stock / fast:.2f}x"]
+        [*key, f"{stock:.{digits}f}", f"{fast:.{digits}f}", f"{stock / fast:.2f}x"]
         for key, (stock, fast) in totals.items()
     ]
     headers = ["pass", "dtype", "layout", "stock ms", "fastbn ms", "ratio"]
@@ -110,6 +138,15 @@ def target_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> str:
     return tabulate(lines, headers, colalign=("left", "right", "right", "left"))
 
 
+def _gpu_record(row: Row) -> dict[str, Any]:
+    if row.plan is None:
+        return {}
+    return {
+        "stock_backend": row.stock_backend,
+        "plan": {**asdict(row.plan), "dtype": row.case.dtype_name},
+    }
+
+
 def write_json(
     path: Path,
     environment: Mapping[str, str | int],
@@ -134,6 +171,7 @@ def write_json(
                 "ratio": row.ratio,
                 "gb_per_second": row.gb_per_second("fastbn"),
                 "share_of_copy": row.share,
+                **_gpu_record(row),
             }
             for row in rows
         ],

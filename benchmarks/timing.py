@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 # Parameters of glibc's mallopt(3): serve large blocks from the heap, never hand its end back to
 # the system, and grow it by 64 MiB at a time.
@@ -67,6 +67,12 @@ def keep_memory_warm() -> str:
     return "not kept warm (that needs glibc): large results pay for fresh pages, on all sides"
 
 
+def summarise(seconds: Sequence[float]) -> Timing:
+    """The timing of a candidate from those of its calls."""
+    p20, median, p80 = np.percentile(seconds, (20, 50, 80)).tolist()
+    return Timing(median, p20, p80, len(seconds))
+
+
 def measure(candidates: Mapping[str, Callable[[], object]], budget: float) -> dict[str, Timing]:
     """Times calls in turns, so that all of them meet the same disturbances.
 
@@ -93,8 +99,4 @@ def measure(candidates: Mapping[str, Callable[[], object]], budget: float) -> di
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    timings = {}
-    for name, values in seconds.items():
-        p20, median, p80 = np.percentile(values, (20, 50, 80)).tolist()
-        timings[name] = Timing(median, p20, p80, len(values))
-    return timings
+    return {name: summarise(values) for name, values in seconds.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from devices import DEVICES, GPU, MISSING
 
 import fastbn
 from fastbn._backend import cpu_capability
@@ -17,28 +18,55 @@ from fastbn._backend import cpu_capability
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CUDA_BUILT = fastbn.build_info()["cuda"] is not None
-CUDA_REQUIRED = os.environ.get("FASTBN_REQUIRE_CUDA") == "1"
-DEVICES = ["cpu"]
-if CUDA_REQUIRED or (CUDA_BUILT and torch.cuda.is_available()):
-    DEVICES.append("cuda")
+# Networks are compared whose convolutions must not be what differs.
+torch.backends.cudnn.deterministic = True
+torch.backends.cudnn.allow_tf32 = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: computes on a GPU")
 
 
 def pytest_report_header() -> str:
+    cuda = fastbn.build_info()["cuda"]
+    gpu = torch.cuda.get_device_name() if MISSING is None else MISSING
     return (
         f"fastbn {fastbn.__version__} of {Path(fastbn.__file__).parent}, "
-        f"CPU loops for {cpu_capability()}, "
-        f"{'CUDA ' + str(fastbn.build_info()['cuda']) if CUDA_BUILT else 'no CUDA kernels'}; "
-        f"torch {torch.__version__}; devices {', '.join(DEVICES)}"
+        f"CPU loops for {cpu_capability()}, {f'CUDA {cuda}' if cuda else 'no CUDA kernels'}; "
+        f"torch {torch.__version__}; devices {', '.join(DEVICES)} ({gpu})"
     )
 
 
-@pytest.fixture(params=DEVICES)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Failures at once, to the file FASTBN_FAILURES_TO, for runs that may not come to an end."""
+    file = os.environ.get("FASTBN_FAILURES_TO")
+    if file and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with Path(file).open("a") as failures:
+            failures.write(f"FAILED {report.nodeid}\n{report.longreprtext}\n")
+
+
+def _need_gpu() -> None:
+    """Where none is required, nothing that needs one gets this far."""
+    if MISSING is not None:
+        pytest.fail(f"FASTBN_REQUIRE_CUDA=1, but {MISSING}", pytrace=False)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.cuda] * (name == GPU)) for name in DEVICES],
+)
 def device(request: pytest.FixtureRequest) -> str:
     """Every device that this fastbn computes on."""
-    if request.param == "cuda" and not (CUDA_BUILT and torch.cuda.is_available()):
-        pytest.fail("FASTBN_REQUIRE_CUDA=1, but fastbn was built without CUDA or there is no GPU")
+    if request.param == GPU:
+        _need_gpu()
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> str:
+    """The GPU, for tests of nothing else."""
+    _need_gpu()
+    return GPU
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +76,21 @@ def _same_start() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _errors_stay_with_their_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel's fault shows when somebody waits for it: here, before the next test begins."""
+    yield
+    if MISSING is not None or request.node.get_closest_marker("cuda") is None:
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        # After a fault nothing works in this process any more. Let pytest-xdist start another.
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        raise
 
 
 @pytest.fixture

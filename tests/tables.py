@@ -99,6 +99,12 @@ def channels_last_offset(values: Tensor) -> Tensor:
     return _behind_one_element(values.movedim(1, -1)).movedim(-1, 1)
 
 
+def as_it_lies(view: Tensor, device: str) -> Tensor:
+    """A view of a copy, on a device, of all the memory that is viewed; `to` would pack it."""
+    memory = view.new_empty(0).set_(view.untyped_storage()).to(device, copy=True)
+    return memory.as_strided(view.shape, view.stride(), view.storage_offset())
+
+
 # Each returns a tensor of the shape and, `expanded` aside, the elements it is given.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.Tensor.contiguous,

@@ -23,12 +23,12 @@ def block(momentum: float | None) -> nn.Sequential:
 @both_ways
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_step_is_that_of_a_model_without_checkpoints(
-    use_reentrant: bool, momentum: float | None
+    use_reentrant: bool, momentum: float | None, device: str
 ) -> None:
-    plain = block(momentum)
+    plain = block(momentum).to(device)
     checkpointed = copy.deepcopy(plain)
     for _ in range(2):
-        x = torch.randn(4, 3, 7, 7)
+        x = torch.randn(4, 3, 7, 7, device=device)
         leaves = [x.clone().requires_grad_() for _ in range(2)]
         plain(leaves[0]).square().sum().backward()
         y = checkpoint(checkpointed, leaves[1], use_reentrant=use_reentrant)
@@ -44,10 +44,10 @@ def test_step_is_that_of_a_model_without_checkpoints(
 
 
 @both_ways
-def test_stock_behaviour_is_there_for_the_asking(use_reentrant: bool) -> None:
-    ours, stock = fastbn.BatchNorm2d(3), nn.BatchNorm2d(3)
+def test_stock_behaviour_is_there_for_the_asking(use_reentrant: bool, device: str) -> None:
+    ours, stock = fastbn.BatchNorm2d(3, device=device), nn.BatchNorm2d(3, device=device)
     ours.update_on_recompute = True
-    x = torch.randn(4, 3, 7, 7)
+    x = torch.randn(4, 3, 7, 7, device=device)
     for module in (ours, stock):
         leaf = x.clone().requires_grad_()
         checkpoint(module, leaf, use_reentrant=use_reentrant).square().sum().backward()

@@ -24,10 +24,10 @@ CASES = [
 ] + streamed_cases()
 
 
-def results(case: Case, training: bool) -> list[Tensor]:
+def results(case: Case, training: bool, device: str = "cpu") -> list[Tensor]:
     """y, the running statistics and all gradients."""
     torch.manual_seed(1)
-    tensors = make(case).requiring_grad()
+    tensors = make(case, device).requiring_grad()
     vectors = (tensors.running_mean, tensors.running_var, tensors.weight, tensors.bias)
     y = fastbn.batch_norm(tensors.x, *vectors, training)
     gradients = torch.autograd.grad(y, (tensors.x, tensors.weight, tensors.bias), tensors.dy)
@@ -46,17 +46,20 @@ def test_threads_do_not_change_a_bit(case: Case, training: bool) -> None:
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=str)
-def test_runs_do_not_differ(case: Case) -> None:
+def test_runs_do_not_differ(case: Case, device: str) -> None:
     torch.set_num_threads(3)
-    first = results(case, True)
+    first = results(case, True, device)
     for _ in range(3):
-        for one, another in zip(first, results(case, True), strict=True):
+        for one, another in zip(first, results(case, True, device), strict=True):
             assert torch.equal(one, another)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_alignment_does_not_change_a_bit(dtype: torch.dtype) -> None:
-    """Streaming stores begin at an aligned address; what they store must not depend on it."""
+    """Streaming stores begin at an aligned address; what they store must not depend on it.
+
+    Of the CPU only: which elements a thread of a GPU takes follows from where aligned vectors lie.
+    """
     (contiguous,) = [
         case for case in streamed_cases() if case.layout == "contiguous" and case.dtype == dtype
     ]

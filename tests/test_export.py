@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def network() -> nn.Module:
+def network(device: str = "cpu") -> nn.Module:
     """In evaluation, with statistics that are not those of a fresh module."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
     model(torch.randn(8, 3, 9, 9) * 3 + 1)
-    return fastbn.convert(model).eval()
+    return fastbn.convert(model).eval().to(device)
 
 
 def targets(program: torch.export.ExportedProgram) -> set[str]:
@@ -36,10 +36,10 @@ def targets(program: torch.export.ExportedProgram) -> set[str]:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_export(training: bool) -> None:
-    model = network().train(training)
+def test_export(training: bool, device: str) -> None:
+    model = network(device).train(training)
     eager = copy.deepcopy(model)
-    x = torch.randn(2, 3, 9, 9)
+    x = torch.randn(2, 3, 9, 9, device=device)
     program = torch.export.export(model, (x,))
     assert "aten.batch_norm.default" in targets(program)
     assert not any("fastbn" in target for target in targets(program))
@@ -50,11 +50,11 @@ def test_export(training: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_export_of_a_16_bit_module(dtype: torch.dtype) -> None:
+def test_export_of_a_16_bit_module(dtype: torch.dtype, device: str) -> None:
     """Its running statistics are float32, a mix that stock's operator does not take as it is."""
-    model = network().to(dtype)
+    model = network(device).to(dtype)
     assert model[1].running_mean.dtype == torch.float32
-    x = torch.randn(2, 3, 9, 9).to(dtype)
+    x = torch.randn(2, 3, 9, 9).to(device, dtype)
     exported = torch.export.export(model, (x,)).module()
     # Two layers, each rounding once to the dtype.
     tolerance = 4 * torch.finfo(dtype).eps
@@ -91,9 +91,9 @@ def test_onnx(dynamo: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_torchscript_trace(training: bool) -> None:
-    model = network().train(training)
-    x = torch.randn(2, 3, 9, 9)
+def test_torchscript_trace(training: bool, device: str) -> None:
+    model = network(device).train(training)
+    x = torch.randn(2, 3, 9, 9, device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(copy.deepcopy(model), x, check_trace=False)
@@ -120,14 +120,14 @@ class TwoForms(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_symbolic_trace(training: bool) -> None:
+def test_symbolic_trace(training: bool, device: str) -> None:
     """The module is a leaf and the function a call, as stock's are."""
-    model = TwoForms().train(training)
+    model = TwoForms().train(training).to(device)
     traced = fx.symbolic_trace(copy.deepcopy(model))
     calls = [(node.op, node.target) for node in traced.graph.nodes]
     assert ("call_module", "norm") in calls
     assert ("call_function", fastbn.batch_norm) in calls
-    x = torch.randn(4, 3, 5)
+    x = torch.randn(4, 3, 5, device=device)
     assert torch.equal(traced(x), model(x))
     assert torch.equal(traced.norm.running_mean, model.norm.running_mean)
     assert traced.norm.num_batches_tracked == model.norm.num_batches_tracked == int(training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import tarfile
 from importlib.metadata import files, metadata, requires
 from pathlib import Path
 
+import cuda_toolkit
 import pytest
+import torch
 
 import fastbn
 
@@ -86,7 +89,13 @@ def test_sdist_is_packed_without_torch(tmp_path: Path) -> None:
 @in_source_tree
 @pytest.mark.parametrize(
     ("wish", "sentence"),
-    [("1", "fastbn 0.1.0 has no CUDA kernels"), ("maybe", "it may be auto, 0 or 1")],
+    [
+        pytest.param(
+            *("1", "install a torch built with CUDA"),
+            marks=pytest.mark.skipif(torch.version.cuda is not None, reason="it is possible here"),
+        ),
+        ("maybe", "it may be auto, 0 or 1"),
+    ],
 )
 def test_impossible_wish_for_cuda_is_refused(wish: str, sentence: str, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -106,20 +115,29 @@ def installed_files() -> list[Path]:
     return [path for path in Path(fastbn.__file__).parent.iterdir() if path.is_file()]
 
 
+def cuda_architectures() -> set[str]:
+    """Those of the build record, such as 90."""
+    recorded = re.findall(r"(\d+)\.(\d)", str(fastbn.build_info()["architectures"]))
+    return {major + minor for major, minor in recorded}
+
+
 def test_package_is_small_and_complete() -> None:
     found = {path.name for path in installed_files()}
     assert {"_build_info.py", "_C.pyi", "py.typed", "__main__.py"} <= found
-    assert sum(path.stat().st_size for path in installed_files()) < 5 << 20
+    mebibytes = 5 + 15 * len(cuda_architectures())
+    assert sum(path.stat().st_size for path in installed_files()) < mebibytes << 20
     assert files("fastbn") is not None
+
+
+def compiled_module() -> Path:
+    (module,) = [path for path in installed_files() if re.fullmatch(r"_C\..*so", path.name)]
+    return module
 
 
 def test_compiled_module_needs_torch_and_nothing_unusual() -> None:
     """A wheel that links a runtime of its own brings a second one into the process."""
-    (module,) = [
-        path for path in installed_files() if path.name.startswith("_C.") and "pyi" not in path.name
-    ]
     done = subprocess.run(
-        ["readelf", "-d", str(module)], capture_output=True, text=True, check=True
+        ["readelf", "-d", compiled_module()], capture_output=True, text=True, check=True
     )
     needed = {
         line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "NEEDED" in line
@@ -138,6 +156,17 @@ def test_compiled_module_needs_torch_and_nothing_unusual() -> None:
             "ld-linux-aarch64.so.1",
         }
     )
+
+
+@pytest.mark.skipif(fastbn.build_info()["cuda"] is None, reason="a build without CUDA kernels")
+def test_compiled_module_has_the_architectures_of_its_record() -> None:
+    cuobjdump = cuda_toolkit.program("cuobjdump")
+    if cuobjdump is None:
+        cuda_toolkit.missing("no cuobjdump; pip install nvidia-cuda-cuobjdump")
+    done = subprocess.run(
+        [cuobjdump, "--list-elf", compiled_module()], capture_output=True, text=True, check=True
+    )
+    assert set(re.findall(r"\.sm_(\d+)[af]?\.cubin", done.stdout)) == cuda_architectures()
 
 
 def test_metadata_names_what_users_need() -> None:

@@ -6,7 +6,7 @@ import torch
 from case_checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, Tensors
+from tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, Tensors, as_it_lies
 
 # Found examples are not kept and the search is the same every time: a failure must not depend on
 # who ran the tests before.
@@ -51,11 +51,14 @@ def strided(draw: st.DrawFn) -> torch.Tensor:
     training=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_any_strides(x: torch.Tensor, dy_layout: str, training: bool, seed: int) -> None:
+def test_any_strides(
+    x: torch.Tensor, dy_layout: str, training: bool, seed: int, device: str
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight, bias, mean, var = torch.randn(4, x.shape[1], generator=generator).to(wide)
     dy = LAYOUTS[dy_layout](torch.randn(x.shape, generator=generator).to(x.dtype))
-    tensors = Tensors(x, dy, weight, bias, mean, var.abs() + 0.5)
+    vectors = (vector.to(device) for vector in (weight, bias, mean, var.abs() + 0.5))
+    tensors = Tensors(as_it_lies(x, device), as_it_lies(dy, device), *vectors)
     # Where there are few values, most of them may lie far off their mean; see tolerances.CONDITION.
     check(tensors, training, condition=5.0)

@@ -31,9 +31,9 @@ def finite_channels(y: torch.Tensor) -> list[bool]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_input
 def test_one_bad_element_spoils_its_channel_alone(
-    shape: tuple[int, ...], dtype: torch.dtype, value: float
+    shape: tuple[int, ...], dtype: torch.dtype, value: float, device: str
 ) -> None:
-    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
     x[1, 2].fill_(value)
     y = fastbn.batch_norm(x, None, None, training=True)
     assert finite_channels(y) == [channel != 2 for channel in range(shape[1])]
@@ -44,7 +44,7 @@ def test_one_bad_element_spoils_its_channel_alone(
 @pytest.mark.parametrize("where", ["weight", "bias", "running_mean"])
 @each_input
 def test_nan_of_any_bits_stays_nan(
-    shape: tuple[int, ...], where: str, training: bool, dtype: torch.dtype
+    shape: tuple[int, ...], where: str, training: bool, dtype: torch.dtype, device: str
 ) -> None:
     """Diverged checkpoints carry such values; a finite result would hide that."""
     if where == "running_mean" and training:
@@ -57,7 +57,8 @@ def test_nan_of_any_bits_stays_nan(
         "bias": torch.zeros(channels),
     }
     vectors[where][1] = FULL_NAN[0]
-    x = torch.randn(shape).to(dtype).requires_grad_()
+    vectors = {name: vector.to(device) for name, vector in vectors.items()}
+    x = torch.randn(shape).to(device, dtype).requires_grad_()
     y = fastbn.batch_norm(x, training=training, **vectors)
     assert finite_channels(y) == [channel != 1 for channel in range(channels)]
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -65,9 +66,11 @@ def test_nan_of_any_bits_stays_nan(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_values_beyond_the_range_of_16_bits_become_infinite(dtype: torch.dtype) -> None:
-    x = torch.randn(3, 4, 9, 11).to(dtype)
-    weight = torch.full((4,), torch.finfo(torch.float32).max / 8)
+def test_values_beyond_the_range_of_16_bits_become_infinite(
+    dtype: torch.dtype, device: str
+) -> None:
+    x = torch.randn(3, 4, 9, 11).to(device, dtype)
+    weight = torch.full((4,), torch.finfo(torch.float32).max / 8, device=device)
     y = fastbn.batch_norm(x, None, None, weight, training=True)
     exact = torch.nn.functional.batch_norm(x.double(), None, None, weight.double(), training=True)
     beyond = exact.abs() > torch.finfo(dtype).max

@@ -54,11 +54,13 @@ def network() -> nn.Sequential:
     )
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> torch.Tensor:
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, device: str
+) -> torch.Tensor:
     """One step of training on random data; returns the loss."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(6, 3, 8, 8, generator=generator)
-    target = torch.randint(5, (6,), generator=generator)
+    x = torch.randn(6, 3, 8, 8, generator=generator).to(device)
+    target = torch.randint(5, (6,), generator=generator).to(device)
     loss = nn.functional.cross_entropy(model(x), target)
     optimizer.zero_grad()
     loss.backward()
@@ -86,24 +88,28 @@ def test_class_is_all_that_changes(
 @each_class
 @pytest.mark.parametrize("training", [True, False])
 def test_converted_module_computes_the_same(
-    stock: type[nn.Module], fast: type[nn.Module], shape: tuple[int, ...], training: bool
+    stock: type[nn.Module],
+    fast: type[nn.Module],
+    shape: tuple[int, ...],
+    training: bool,
+    device: str,
 ) -> None:
-    ours, theirs = stock(6).train(training), stock(6).train(training)
+    ours, theirs = (stock(6, device=device).train(training) for _ in range(2))
     fastbn.convert(ours)
-    x = torch.randn(shape)
+    x = torch.randn(shape, device=device)
     results = []
     for module in (ours, theirs):
         leaf = x.clone().requires_grad_()
         y = module(leaf)
-        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        y.backward(torch.linspace(-1, 1, y.numel(), device=device).reshape(y.shape))
         results.append([y, leaf.grad, module.weight.grad, module.bias.grad, *module.buffers()])
     for our, their in zip(*results, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-5)
 
 
-def test_training_goes_on_as_it_would_have() -> None:
+def test_training_goes_on_as_it_would_have(device: str) -> None:
     """Swapped between two steps, with the optimizer's state in use: the same curve."""
-    model = network()
+    model = network().to(device)
     plain = copy.deepcopy(model)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, plain)]
     for seed in range(8):
@@ -111,23 +117,24 @@ def test_training_goes_on_as_it_would_have() -> None:
             fastbn.convert(model)
         if seed == 6:
             fastbn.revert(model)
-        losses = [step(m, o, seed) for m, o in zip((model, plain), optimizers, strict=True)]
+        both = zip((model, plain), optimizers, strict=True)
+        losses = [step(m, optimizer, seed, device) for m, optimizer in both]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
     assert list(model.state_dict()) == list(plain.state_dict())
     for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     model.eval(), plain.eval()
-    x = torch.randn(4, 3, 8, 8)
+    x = torch.randn(4, 3, 8, 8, device=device)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-2, atol=1e-3)
 
 
-def test_checkpoints_go_both_ways() -> None:
-    model, converted = network(), fastbn.convert(network())
+def test_checkpoints_go_both_ways(device: str) -> None:
+    model, converted = network().to(device), fastbn.convert(network()).to(device)
     converted.load_state_dict(model.state_dict())
     model.eval(), converted.eval()
-    x = torch.randn(4, 3, 8, 8)
+    x = torch.randn(4, 3, 8, 8, device=device)
     torch.testing.assert_close(converted(x), model(x))
-    other = network().eval()
+    other = network().to(device).eval()
     other.load_state_dict(converted.state_dict())
     assert torch.equal(other(x), model(x))
 
@@ -210,10 +217,10 @@ def test_16_bit_statistics_bring_advice() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_reverted_16_bit_module_computes(dtype: torch.dtype) -> None:
+def test_reverted_16_bit_module_computes(dtype: torch.dtype, device: str) -> None:
     """Stock needs statistics of the parameters' dtype; fastbn had kept them in float32."""
-    module = fastbn.convert(nn.BatchNorm2d(3)).to(dtype)
-    x = torch.randn(4, 3, 5, 5).to(dtype)
+    module = fastbn.convert(nn.BatchNorm2d(3)).to(device, dtype)
+    x = torch.randn(4, 3, 5, 5).to(device, dtype)
     module(x)
     assert module.running_mean.dtype == torch.float32
     expected = module.eval()(x)

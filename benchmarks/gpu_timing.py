@@ -1,0 +1,88 @@
+"""Times calls on a GPU side by side: as CUDA graphs, on memory that the cache has forgotten."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from .timing import Timing, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+# Times the size of the L2 cache that other data must have passed through it before a tensor is
+# read again. Once would do if it always dropped what it has not used for longest.
+_FORGOTTEN = 4
+# What the GPU waits for at the start of a bundle of rounds, so that they are enqueued by the time
+# it begins; and how many rounds the host waits for at once.
+_HEAD_START_CYCLES = 400_000
+_ROUNDS_TOGETHER = 5
+_MIN_ROUNDS = 10
+_MAX_ROUNDS = 200
+
+
+def input_sets(tensor_bytes: int, cache_bytes: int) -> int:
+    """How many sets of tensors to take in turn, so that each is new to the cache every time.
+
+    Args:
+        tensor_bytes: size of the input; a call reads or writes twice as much at least.
+        cache_bytes: size of the L2 cache.
+    """
+    others = -(-_FORGOTTEN * cache_bytes // (2 * tensor_bytes))
+    return 1 + max(1, others)
+
+
+def _capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """A graph of all calls in turn, and their results, which must stay to have memory each."""
+    for call in calls:
+        call()
+    torch.cuda.current_stream().synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    results = [call() for call in calls]
+    graph.capture_end()
+    return graph, results
+
+
+def measure_on_gpu(
+    candidates: Mapping[str, Sequence[Callable[[], object]]], budget: float
+) -> dict[str, Timing]:
+    """Times calls in turns, without what they cost on the host.
+
+    Each candidate becomes a graph of its calls, which is replayed between two events, in random
+    order with those of the others. Must run on a stream that is not the default one, and so must
+    whatever made the inputs of the calls.
+
+    Args:
+        candidates: the same call on several sets of tensors, by name.
+        budget: seconds to spend on all of them together; a few rounds are timed in any case.
+
+    Returns:
+        The timing of one call of each candidate.
+    """
+    captured = {name: _capture(calls) for name, calls in candidates.items()}
+    order = list(captured)
+    seconds: dict[str, list[float]] = {name: [] for name in order}
+    shuffle = random.Random(0).shuffle
+    deadline = time.perf_counter() + budget
+    for done in range(0, _MAX_ROUNDS, _ROUNDS_TOGETHER):
+        if done >= _MIN_ROUNDS and time.perf_counter() > deadline:
+            break
+        torch.cuda._sleep(_HEAD_START_CYCLES)
+        spans = []
+        for _ in range(_ROUNDS_TOGETHER):
+            shuffle(order)
+            for name in order:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                captured[name][0].replay()
+                end.record()
+                spans.append((name, start, end))
+        torch.cuda.current_stream().synchronize()
+        for name, start, end in spans:
+            elapsed = start.elapsed_time(end) / 1e3  # given in milliseconds
+            seconds[name].append(elapsed / len(candidates[name]))
+    return {name: summarise(values) for name, values in seconds.items()}

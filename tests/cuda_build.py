@@ -1,0 +1,152 @@
+"""Builds the wheel with CUDA kernels on a machine without a GPU, and runs the tests through it.
+
+Needs a torch for CUDA, of 5 GB, in an environment of its own, which is kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import cuda_toolkit
+
+ROOT = Path(__file__).parents[1]
+TORCH = "2.11.0"
+ARCHITECTURES = "9.0"
+# For the environment while it is made; it keeps half of that.
+FREE_GIGABYTES = 10
+
+BUILD = ROOT / "build" / "cuda"
+PACKED = ("csrc", "fastbn", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+# These look at the sources, and `make test` runs them.
+NOT_OF_THE_WHEEL = ("test_nvcc.py", "test_cudasim*.py")
+
+
+def variables(**more: str) -> dict[str, str]:
+    """The environment of subprocesses: without a GPU, and with torch for CUDA on offer."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        # An index of builds for the CPU would win over the one with CUDA.
+        if name not in {"FASTBN_REQUIRE_CUDA", "PYTHONPATH"} and "/whl/cpu" not in value
+    }
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **more: str) -> None:
+    subprocess.run(command, cwd=cwd, env=variables(**more), check=True)
+
+
+def works(python: Path) -> bool:
+    """Whether an environment is there and its torch is the wanted one, for CUDA."""
+    right = f"torch.__version__.split('+')[0] == '{TORCH}' and torch.version.cuda"
+    code = f"import torch; assert {right}"
+    try:
+        subprocess.run([python, "-c", code], env=variables(), check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+def environment() -> Path | None:
+    """Python of the environment, made if it is not there; None if there is no room for it."""
+    folder = cuda_toolkit.cache_folder() / f"torch-{TORCH}-python{sysconfig.get_python_version()}"
+    python = folder / "bin" / "python"
+    finished = folder / "finished"
+    if finished.exists() and works(python):
+        print(f"reusing {folder}", flush=True)
+        return python
+    # What an interrupted call has left is not trusted.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < FREE_GIGABYTES:
+        folder.rmdir()
+        did_not_run(f"{folder}: {free:.1f} GB are free, and making it takes {FREE_GIGABYTES} GB")
+        return None
+    print(f"making {folder}: torch {TORCH} for CUDA, 5 GB", flush=True)
+    run(sys.executable, "-m", "venv", folder)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run(*pip, f"torch=={TORCH}", "setuptools>=77", "wheel", "ninja", "pybind11", "numpy")
+    if not works(python):
+        sys.exit(f"the index gave another torch than {TORCH} for CUDA; see {folder}")
+    finished.touch()
+    return python
+
+
+def did_not_run(reason: str) -> None:
+    """Says so where nobody overlooks it."""
+    lines = ["THE CUDA BUILD WAS NOT TESTED", reason]
+    border = "!" * (max(map(len, lines)) + 6)
+    print("\n".join([border, *(f"!! {line}" for line in lines), border]), file=sys.stderr)
+
+
+def copy_sources() -> Path:
+    """A tree to build in, so that the one here stays as it is; keeps objects of the last build."""
+    tree = BUILD / "tree"
+    for name in (*PACKED, "build/lib*"):
+        for path in tree.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tree.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
+    for name in PACKED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+        else:
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def build(python: Path, home: Path) -> Path:
+    """The wheel, compiled by the toolkit in a folder."""
+    wheels = BUILD / "wheel"
+    shutil.rmtree(wheels, ignore_errors=True)
+    pip = [python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    run(
+        *[*pip, "--no-build-isolation", "--no-deps", "--no-cache-dir"],
+        *["--wheel-dir", wheels, copy_sources()],
+        FASTBN_CUDA="1",
+        TORCH_CUDA_ARCH_LIST=ARCHITECTURES,
+        CUDA_HOME=str(home),
+        PATH=f"{python.parent}:{os.environ['PATH']}",
+    )
+    (wheel,) = wheels.glob("fastbn-*.whl")
+    return wheel
+
+
+def main() -> int:
+    """Builds, installs, tests; arguments go to pytest."""
+    if sys.platform != "linux":
+        did_not_run("torch for CUDA is made for Linux")
+        return 0
+    python = environment()
+    if python is None:
+        return 0
+    run(python, ROOT / "tests" / "cuda_toolkit.py", CI="1")
+    home = cuda_toolkit.find()
+    if home is None:
+        sys.exit("no CUDA toolkit")
+    wheel = build(python, home)
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run(*pip, "--force-reinstall", "--no-deps", wheel)
+    run(*pip, f"{wheel}[test]")
+    # From the folder of the tests, where the installed fastbn is found and not the source tree.
+    ignored = [f"--ignore-glob={pattern}" for pattern in NOT_OF_THE_WHEEL]
+    tests = ROOT / "tests"
+    run(
+        *[python, "-m", "pytest", *ignored, *sys.argv[1:]],
+        cwd=tests,
+        FASTBN_EXPECT_CUDA=ARCHITECTURES,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"failed: {' '.join(map(str, error.cmd))}")

@@ -1,0 +1,135 @@
+"""A few small inputs for each way through the CUDA kernels, to be run under compute-sanitizer.
+
+``compute-sanitizer --tool memcheck --error-exitcode 1 python sanitizer_selection.py``, and the same
+with racecheck, synccheck and initcheck. Nothing but fastbn's kernels runs on the GPU: inputs are
+made on the CPU and copied as they lie in memory, and results are compared with the oracle there.
+
+Set ``PYTORCH_NO_CUDA_MEMORY_CACHING=1``: otherwise tensors are pieces of large allocations, where
+memcheck takes a neighbour for the tensor itself, and initcheck what an earlier one left for data.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import reference
+import torch
+from case_checks import EPS, MOMENTUM, statistics_of
+from devices import GPU
+from tables import LAYOUTS, Case, Tensors, as_it_lies, make
+from tolerances import assert_near
+
+from fastbn.ops import batch_norm_backward, batch_norm_inference, batch_norm_training
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+# Shape and layout: first as few elements as a block takes on its own, then as many channels or so
+# many elements that blocks share them; see csrc/cuda/plan.cpp. The batch is that of bfloat16, and
+# half of it is taken in float32.
+INPUTS = {
+    # Channels last, in whole vectors.
+    "columns": ((4, 24, 5, 7), "channels_last"),
+    "columns, shared": ((8, 24, 36, 41), "channels_last"),
+    "columns, several slabs": ((84, 264, 5, 5), "channels_last"),
+    # Channels last, several positions to a row of vectors.
+    "folded columns": ((4, 5, 4, 6), "channels_last"),
+    "folded columns, shared": ((8, 5, 80, 80), "channels_last"),
+    # Channels last, one element at a time.
+    "single columns": ((3, 7, 3, 5), "channels_last"),
+    "single columns, shared": ((6, 7, 91, 83), "channels_last"),
+    "single columns, not aligned": ((5, 40, 7, 7), "channels_last_offset"),
+    "matrix, several slabs": ((9, 1037), "contiguous"),
+    # Contiguous, several channels to a row of vectors.
+    "small segments": ((4, 16, 7, 7), "contiguous"),
+    "small segments, shared": ((340, 24, 7, 7), "contiguous"),
+    # Contiguous, in whole vectors and in windows that reach past the ends of a segment.
+    "segments": ((3, 5, 8, 8), "contiguous"),
+    "segments, shared": ((16, 3, 75, 80), "contiguous"),
+    "windows": ((3, 5, 7, 9), "contiguous"),
+    "windows, shared": ((16, 3, 75, 81), "contiguous"),
+    # Any strides, and addresses that differ from those of the results.
+    "strided": ((3, 5, 4, 6), "stepped"),
+    "strided, shared": ((16, 3, 75, 78), "batch_minor"),
+    "not aligned": ((3, 5, 7, 9), "offset"),
+}
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def cases() -> Iterator[Case]:
+    for name, ((batch, *rest), layout) in INPUTS.items():
+        for dtype in DTYPES:
+            yield Case(name, (2 * batch // dtype.itemsize, *rest), layout, dtype)
+
+
+def inputs(case: Case) -> Tensors:
+    """On the CPU; the gradient lies as x does, or it would be brought to that on the GPU."""
+    tensors = make(case)
+    return replace(tensors, dy=LAYOUTS[case.layout](tensors.dy))
+
+
+def placed(tensors: Tensors, device: str) -> Tensors:
+    """The same tensors on a device, copied byte by byte."""
+    return Tensors(**{name: as_it_lies(t, device) for name, t in vars(tensors).items()})
+
+
+def check_forward(tensors: Tensors, device: str) -> None:
+    """Training with either kind of momentum, and evaluation."""
+    for training, momentum in ((True, MOMENTUM), (True, None), (False, 0.0)):
+        there = placed(tensors, device)
+        vectors = (there.weight, there.bias, there.running_mean, there.running_var)
+        statistics = statistics_of(tensors, training)
+        if training:
+            counter = as_it_lies(torch.tensor([3]), device)
+            y, mean, _ = batch_norm_training(there.x, *vectors, counter, momentum, EPS)
+            assert counter.tolist() == [4]
+            before = tensors.running_mean, tensors.running_var
+            share = 1 / 4 if momentum is None else momentum
+            updated = reference.running_statistics(statistics, *before, share)
+            for name, expected in updated.items():
+                assert_near(getattr(there, name), expected, name)
+        else:
+            y, mean, _ = batch_norm_inference(there.x, *vectors, EPS, True)
+        assert_near(mean, reference.saved_statistics(statistics)["mean"], "mean")
+        exact = reference.output(tensors.x, tensors.weight, tensors.bias, statistics)
+        assert_near(y, exact, "y")
+
+
+def check_backward(tensors: Tensors, device: str) -> None:
+    """All gradients, those of x alone, and those of the vectors alone."""
+    there = placed(tensors, device)
+    for training in (True, False):
+        statistics = statistics_of(tensors, training)
+        saved = [
+            as_it_lies(statistic.to(tensors.weight.dtype), device)
+            for statistic in (statistics.mean, statistics.invstd)
+        ]
+        expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+        for dx, vectors in ((True, True), (True, False), (False, True)):
+            wanted = (dx, vectors, vectors)
+            results: tuple[Tensor, ...] = batch_norm_backward(
+                there.dy, there.x, there.weight, *saved, training, *wanted
+            )
+            for name, wants, result in zip(expected, wanted, results, strict=True):
+                if wants:
+                    assert_near(result, expected[name], name)
+
+
+def main() -> int:
+    count = 0
+    for case in cases():
+        torch.manual_seed(0)
+        tensors = inputs(case)
+        check_forward(tensors, GPU)
+        check_backward(tensors, GPU)
+        count += 1
+    print(f"{count} inputs, all results right")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
