@@ -2,11 +2,13 @@
 #
 #   make demo    train with stock and with fastbn side by side, and measure their throughput
 #   make test    run the whole test suite against the installed wheel
+#   make test-cuda-build   build a wheel with CUDA kernels, without a GPU, and run the suite on it
 #   make lint    ruff, mypy and clang-format
 #   make bench   measure fastbn against stock on the layers of ResNet-50
 #   make wheel   build the wheel into dist/
 #
 # TORCH chooses the torch to install and build against, PYTHON the interpreter of the environment.
+# With a torch for CUDA, and nvcc on the machine, all of them build the CUDA kernels too.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -20,12 +22,14 @@ environment := $(VENV)/environment-$(torch_name)
 wheel := $(VENV)/wheel-$(torch_name)
 installed := $(VENV)/installed-$(torch_name)
 
-cxx_sources := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+cxx_names := -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
+cxx_sources := $(shell find csrc $(cxx_names))
+cxx_tests := $(shell find tests $(cxx_names))
 wheel_sources := $(cxx_sources) $(wildcard fastbn/*.py fastbn/*.pyi) \
   setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test test-cuda-build lint bench wheel clean
 
 demo: $(installed)
 	$(python) -m benchmarks.demo
@@ -35,13 +39,18 @@ bench: $(installed)
 
 # From the folder of the tests, where the installed fastbn is found and not the source tree.
 test: $(installed)
+	$(python) tests/cuda_toolkit.py
 	cd tests && $(python) -m pytest
+
+# In an environment of its own, which is kept in the user's cache: its torch has 5 GB.
+test-cuda-build:
+	$(PYTHON) tests/cuda_build.py
 
 lint: $(installed)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
-	$(bin)/clang-format --dry-run --Werror $(cxx_sources)
+	$(bin)/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 
 wheel: $(wheel)
 	@ls dist/*.whl
