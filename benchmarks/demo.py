@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _EPOCHS = 10
-_BATCH = 32
-_SECONDS_PER_PASS = 0.6
+# Batch, dtype and seconds for a pass on a layer.
+_THROUGHPUT = {"cpu": (32, torch.float32, 0.6), "cuda": (256, torch.bfloat16, 0.3)}
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -57,19 +57,19 @@ def _difference(stock: nn.Module, other: nn.Module, statistic: str) -> float:
 def _nudge(model: nn.Module) -> nn.Module:
     """Makes every parameter the next larger number."""
     for parameter in model.parameters():
-        parameter.copy_(torch.nextafter(parameter, torch.tensor(torch.inf)))
+        parameter.copy_(torch.nextafter(parameter, parameter.new_tensor(torch.inf)))
     return model
 
 
-def _compare_training(picture: Path) -> None:
+def _compare_training(device: str, picture: Path) -> None:
     torch.manual_seed(0)
-    stock = network()
+    stock = network().to(device)
     fast = fastbn.convert(copy.deepcopy(stock))
     # Training amplifies rounding. How much, a second run of stock tells that starts that far off.
     nudged = _nudge(copy.deepcopy(stock))
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     print(f"\nTraining on handwritten digits: 4 batch norms, {parameters} parameters", flush=True)
-    digits = load()
+    digits = load(device)
     # So small a network gains little from threads, and loses all where they wait for a processor.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,23 +90,23 @@ def _compare_training(picture: Path) -> None:
     plots.plot_curves(stock_curves, fast_curves, picture)
 
 
-def _compare_throughput(picture: Path) -> list[str]:
+def _compare_throughput(device: str, picture: Path) -> list[str]:
     """Prints and draws; returns a sentence for each wrong result."""
-    memory = keep_memory_warm()
+    batch, dtype, seconds = _THROUGHPUT[device]
+    legend = report.GPU_LEGEND if device != "cpu" else f"Memory: {keep_memory_warm()}."
     cases = [
-        Case(layer, _BATCH, torch.float32, layout)
-        for layout in LAYOUTS
-        for layer in RESNET50_STAGES
+        Case(layer, batch, dtype, layout, device) for layout in LAYOUTS for layer in RESNET50_STAGES
     ]
-    print(f"\nThroughput on layers of ResNet-50, batches of {_BATCH}", flush=True)
+    print(f"\nThroughput on layers of ResNet-50, batches of {batch}", flush=True)
     watch = Disturbance()
-    rows, wrong = measure_cases(cases, (FORWARD, BACKWARD), _SECONDS_PER_PASS)
+    rows, wrong = measure_cases(cases, (FORWARD, BACKWARD), seconds)
     quiet = report.disturbance(watch.per_second())
     if not wrong:
         rows.sort(key=lambda row: row.measured.traffic)
-        print(f"\n{report.layer_table(rows)}\n\n{report.LEGEND}\nMemory: {memory}.\n{quiet}")
-        where = environment()
-        title = f"Batches of {_BATCH} in float32 on {where['cpu']}, {where['threads']} threads"
+        print(f"\n{report.layer_table(rows)}\n\n{report.LEGEND}\n{legend}\n{quiet}")
+        where = environment(device)
+        machine = where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
+        title = f"Batches of {batch} in {cases[0].dtype_name} on {machine}"
         plots.plot_throughput(rows, title, picture)
     return wrong
 
@@ -117,10 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the pictures")
     out: Path = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
-    print(report.environment_table(environment()))
+    on_gpu = fastbn.build_info()["cuda"] is not None and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    print(report.environment_table(environment(device)))
     curves, throughput = out / "curves.png", out / "throughput.png"
-    _compare_training(curves)
-    wrong = _compare_throughput(throughput)
+    _compare_training(device, curves)
+    wrong = _compare_throughput(device, throughput)
     for sentence in wrong:
         print(f"not timed, the result is wrong: {sentence}")
     if wrong:

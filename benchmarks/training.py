@@ -32,11 +32,11 @@ class Curves:
     accuracy: list[float]
 
 
-def load() -> Digits:
-    """The 1797 digits, a fifth of them for the test; always the same split."""
+def load(device: str) -> Digits:
+    """The 1797 digits on a device, a fifth of them for the test; always the same split."""
     data = load_digits()
-    images = torch.from_numpy(data.images).float().div(16).unsqueeze(1)
-    labels = torch.from_numpy(data.target)
+    images = torch.from_numpy(data.images).float().div(16).unsqueeze(1).to(device)
+    labels = torch.from_numpy(data.target).to(device)
     train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0)
     return Digits(images[train], labels[train], images[test], labels[test])
 

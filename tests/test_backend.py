@@ -85,6 +85,7 @@ def test_import_under_another_torch_says_what_to_do(run_python: RunPython) -> No
     assert done.stdout.splitlines() == [expected, "False False"], done.stderr
 
 
+@pytest.mark.parametrize("missing", ["_build_info", "_C"])
 def test_import_of_half_a_build_says_what_to_do(missing: str, run_python: RunPython) -> None:
     done = run_python(
         "-c",
