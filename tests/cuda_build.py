@@ -5,14 +5,20 @@ Needs a torch for CUDA, of 5 GB, in an environment of its own, which is kept in 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cuda_toolkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 TORCH = "2.11.0"
@@ -39,6 +45,19 @@ def variables(**more: str) -> dict[str, str]:
 
 def run(*command: str | Path, cwd: Path = ROOT, **more: str) -> None:
     subprocess.run(command, cwd=cwd, env=variables(**more), check=True)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits for others who install into the same environment."""
+    cuda_toolkit.cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cuda_toolkit.cache_folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another of these to finish", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def works(python: Path) -> bool:
@@ -118,11 +137,8 @@ def build(python: Path, home: Path) -> Path:
     return wheel
 
 
-def main() -> int:
+def build_and_test() -> int:
     """Builds, installs, tests; arguments go to pytest."""
-    if sys.platform != "linux":
-        did_not_run("torch for CUDA is made for Linux")
-        return 0
     python = environment()
     if python is None:
         return 0
@@ -145,8 +161,18 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Does it where it can be done."""
+    if sys.platform != "linux":
+        did_not_run("torch for CUDA is made for Linux")
+        return 0
     try:
-        sys.exit(main())
+        with alone():
+            return build_and_test()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"failed: {' '.join(map(str, error.cmd))}")
+        print(f"failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
