@@ -133,6 +133,17 @@ def test_large_layers_keep_the_device_busy(device: str) -> None:
         assert plan.grid / (waves * slots) >= 0.75, plan
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((1, 64, 56, 56), "nsc"), ((1, 3, 224, 224), "ncs"), ((1, 8, 99, 99), "nsc")],
+)
+def test_small_grids_are_cut_up(shape: tuple[int, ...], layout: str) -> None:
+    """Into blocks of a round of loads each, where that is far from filling the device."""
+    plan = fastbn.plan(shape, dtype="bfloat16", layout=layout, op="eval", device="h200")
+    rounds = plan.bytes_read // plan.slabs / (64 * 1024 if plan.mapping == "columns" else 32 * 1024)
+    assert plan.parts == max(1, int(rounds)) > 1
+
+
 def test_plan_depends_on_its_arguments_alone() -> None:
     """Not on what was planned before, nor on the order."""
     questions = list(product(RESNET50, LAYOUTS, DTYPES, OPS, NAMES))
