@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "machine.h"
 #include "memory.h"
@@ -16,6 +17,7 @@ constexpr Access kCopyAsync = {"copy_async", /*stores=*/false, /*sees_stores=*/f
 constexpr Access kBulkCopy = {"bulk_copy", /*stores=*/false, /*sees_stores=*/false};
 
 constexpr unsigned char kPoison = 0xFF;
+constexpr int64_t kVectorBytes = 16;
 constexpr int64_t kBulkAlignment = 16;
 constexpr int64_t kBarrierBytes = 8;
 constexpr int64_t kMostExpectedBytes = (1 << 20) - 1;
@@ -58,6 +60,13 @@ CopyBarrierState& find_barrier(const void* barrier, const char* function) {
   return found->second;
 }
 
+void count_arrival(CopyBarrierState& state, const char* function) {
+  if (state.missing_arrivals == state.landing_arrivals) {
+    fail(std::string(function) + " once more than the barrier has arrivals");
+  }
+  --state.missing_arrivals;
+}
+
 void end_phase_if_complete(CopyBarrierState& state) {
   if (state.missing_arrivals > 0 || state.missing_bytes != 0) return;
   ++state.phase;
@@ -66,29 +75,21 @@ void end_phase_if_complete(CopyBarrierState& state) {
 
 }  // namespace
 
-void copy_async(void* shared, const void* global, int bytes) {
-  check_destination(shared, bytes, bytes, "copy_async()");
-  Traffic& traffic = memory.touch(global, bytes, bytes, kCopyAsync);
-  ++traffic.loads[static_cast<size_t>(bytes == 4 ? 2 : bytes == 8 ? 3 : 4)];
-  std::memset(shared, kPoison, static_cast<size_t>(bytes));
-  current->open_copies.push_back({shared, global, bytes});
+void copy_async(void* shared, const void* global) {
+  check_destination(shared, kVectorBytes, kVectorBytes, "copy_async()");
+  ++memory.touch(global, kVectorBytes, kVectorBytes, kCopyAsync).loads[4];
+  std::memset(shared, kPoison, kVectorBytes);
+  current->copies.push_back({shared, global, kVectorBytes});
 }
 
-void commit_copies() {
-  current->copy_groups.push_back(std::move(current->open_copies));
-  current->open_copies.clear();
-}
-
-void wait_copies(int pending) {
-  std::vector<std::vector<Copy>>& groups = current->copy_groups;
-  if (groups.size() <= static_cast<size_t>(pending)) return;
-  const auto last = groups.end() - pending;
-  std::vector<Copy> landing;
-  for (auto group = groups.begin(); group != last; ++group) {
-    landing.insert(landing.end(), group->begin(), group->end());
-  }
-  groups.erase(groups.begin(), last);
-  land(landing);
+void arrive_when_copied(void* barrier) {
+  CopyBarrierState& state = find_barrier(barrier, "arrive_when_copied()");
+  count_arrival(state, "arrive_when_copied()");
+  ++state.missing_arrivals;
+  ++state.landing_arrivals;
+  state.copies.insert(state.copies.end(), current->copies.begin(), current->copies.end());
+  current->copies.clear();
+  resume_all(state.waiting);
 }
 
 void init_barrier(void* barrier, int arrivals) {
@@ -106,8 +107,7 @@ void expect_bytes(void* barrier, int64_t bytes) {
   if (bytes < 0 || bytes > kMostExpectedBytes) {
     fail("expect_bytes() of " + std::to_string(bytes) + " bytes, more than a barrier can count");
   }
-  if (state.missing_arrivals == 0) fail("expect_bytes() once more than the barrier has arrivals");
-  --state.missing_arrivals;
+  count_arrival(state, "expect_bytes()");
   state.missing_bytes += bytes;
   end_phase_if_complete(state);
   resume_all(state.waiting);
@@ -123,7 +123,7 @@ void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier) {
   ++traffic.bulk_copies;
   traffic.bulk_bytes += bytes;
   std::memset(shared, kPoison, static_cast<size_t>(bytes));
-  state.copies.push_back({shared, global, bytes});
+  state.copies.push_back({shared, global, bytes, /*in_bulk=*/true});
   resume_all(state.waiting);
 }
 
@@ -131,8 +131,11 @@ void wait_barrier(void* barrier, int parity, Site site) {
   for (;;) {
     CopyBarrierState& state = find_barrier(barrier, "wait_barrier()");
     if (static_cast<int>(state.phase % 2) != parity) return;
-    for (const Copy& copy : state.copies) state.missing_bytes -= copy.bytes;
+    for (const Copy& copy : state.copies) {
+      if (copy.in_bulk) state.missing_bytes -= copy.bytes;
+    }
     land(state.copies);
+    state.missing_arrivals -= std::exchange(state.landing_arrivals, 0);
     end_phase_if_complete(state);
     if (static_cast<int>(state.phase % 2) != parity) {
       resume_all(state.waiting);

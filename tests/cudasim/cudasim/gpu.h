@@ -65,8 +65,10 @@ FASTBN_DEVICE T shuffle_xor(T value, int mask, cudasim::Site site = cudasim::Sit
 
 // The value of the thread `delta` lanes further, or the own one where the warp ends before it.
 template <typename T>
-FASTBN_DEVICE T shuffle_down(T value, int delta, cudasim::Site site = cudasim::Site::here()) {
-  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+FASTBN_DEVICE T shuffle_down(const T& value, int delta,
+                             cudasim::Site site = cudasim::Site::here()) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) % 4 == 0);
+  static_assert(sizeof(T) <= cudasim::Warp::kSlotBytes);
   const int lane = thread_index() % kWarpThreads;
   const int source = lane + delta < kWarpThreads ? lane + delta : lane;
   T result;
@@ -158,21 +160,9 @@ FASTBN_DEVICE void store(T* address, const T& value) {
 
 // --- Asynchronous copies from global to shared memory --------------------------------------------
 
-// Starts to copy an element, for commit_copies() to put into a group.
-template <int kBytes>
+// Starts to copy a vector.
 FASTBN_DEVICE void copy_async(void* shared, const void* global) {
-  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  cudasim::copy_async(shared, global, kBytes);
-}
-
-// Makes a group of the copies this thread started since the last one.
-FASTBN_DEVICE void commit_copies() { cudasim::commit_copies(); }
-
-// Waits for all groups of this thread but the last kPending; only this thread sees them landed
-// until the next barrier.
-template <int kPending>
-FASTBN_DEVICE void wait_copies() {
-  cudasim::wait_copies(kPending);
+  cudasim::copy_async(shared, global);
 }
 
 // Lies in shared memory, and waits for copies of whole ranges. It goes through phases: one ends
@@ -184,6 +174,11 @@ struct CopyBarrier {
 // For one thread to call, before a sync_block().
 FASTBN_DEVICE void init_barrier(CopyBarrier* barrier, int arrivals) {
   cudasim::init_barrier(barrier, arrivals);
+}
+
+// An arrival that is made when all copies that this thread has started by copy_async() have landed.
+FASTBN_DEVICE void arrive_when_copied(CopyBarrier* barrier) {
+  cudasim::arrive_when_copied(barrier);
 }
 
 // An arrival that lets the phase wait for so many bytes more.
@@ -242,6 +237,25 @@ struct StreamState;
 using Stream = StreamState*;
 
 using LaunchShape = cudasim::LaunchShape;
+
+template <typename... Parameters>
+bool is_code_for_hopper(void (*)(Parameters...)) {
+  return true;
+}
+
+// How many blocks of a shape fit a multiprocessor.
+template <typename... Parameters>
+int active_blocks(const LaunchShape& shape, void (*)(Parameters...)) {
+  return shape.shared_bytes <= cudasim::device().shared_per_block ? 1 : 0;
+}
+
+// How many clusters of a shape run at once, with a multiprocessor to each block.
+template <typename... Parameters>
+int active_clusters(const LaunchShape& shape, void (*)(Parameters...)) {
+  const cudasim::Device& device = cudasim::device();
+  if (shape.cluster_blocks > device.cluster_blocks) return 0;
+  return device.multiprocessors / shape.cluster_blocks;
+}
 
 // Null, or what is wrong. Throws what a thread of the kernel does.
 template <typename... Parameters>

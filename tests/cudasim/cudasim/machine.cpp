@@ -153,10 +153,13 @@ void start_cluster(int64_t index) {
 
 void end_block(Block& block) {
   check_red_zones(block);
-  for (const auto& [address, barrier] : block.copy_barriers) {
-    if (!barrier.copies.empty()) {
-      throw Error(at_block(block) + " returned while bulk copies to its shared memory may land");
-    }
+  const bool may_land =
+      std::any_of(block.copy_barriers.begin(), block.copy_barriers.end(),
+                  [](const auto& entry) { return !entry.second.copies.empty(); }) ||
+      std::any_of(block.threads.begin(), block.threads.end(),
+                  [](const Thread& thread) { return !thread.copies.empty(); });
+  if (may_land) {
+    throw Error(at_block(block) + " returned while copies to its shared memory may land");
   }
   running->report.barriers = std::max(running->report.barriers, block.barrier.passes);
   // What the rest of the cluster still reads of it is gone.

@@ -40,6 +40,7 @@ struct Copy {
   void* shared;
   const void* global;
   int64_t bytes;
+  bool in_bulk = false;
 };
 
 // A store to global memory.
@@ -58,9 +59,8 @@ struct Thread {
   Site waits_at;
   int64_t polls = 0;  // load_acquire() calls since `polled_epoch`
   uint64_t polled_epoch = 0;
-  std::vector<std::vector<Copy>> copy_groups;  // in the order they were committed
-  std::vector<Copy> open_copies;               // of no group yet
-  std::vector<Store> stores;                   // that no other thread is sure to see
+  std::vector<Copy> copies;   // that no barrier waits for yet
+  std::vector<Store> stores;  // that no other thread is sure to see
 };
 
 // Where a fixed number of threads wait for each other.
@@ -74,17 +74,18 @@ struct Barrier {
 };
 
 struct Warp {
-  static constexpr int kSlotBytes = 16;
+  static constexpr int kSlotBytes = 80;
 
   Barrier barrier;
   // Two sets in turn: a thread may write the next while others still read the last.
   unsigned char slots[2][kWarpThreads][kSlotBytes];
 };
 
-// A barrier in shared memory that bulk copies arrive at.
+// A barrier in shared memory that waits for copies.
 struct CopyBarrierState {
   int arrivals = 0;  // a phase waits for
   int missing_arrivals = 0;
+  int landing_arrivals = 0;  // of those, which are made when the copies land
   int64_t missing_bytes = 0;
   uint64_t phase = 0;
   std::vector<Copy> copies;
@@ -165,9 +166,8 @@ unsigned load_acquire(const unsigned* address, Site site);
 void exchange(const void* value, int bytes, int source_lane, void* result, const char* function,
               Site site);
 
-void copy_async(void* shared, const void* global, int bytes);
-void commit_copies();
-void wait_copies(int pending);
+void copy_async(void* shared, const void* global);
+void arrive_when_copied(void* barrier);
 void init_barrier(void* barrier, int arrivals);
 void expect_bytes(void* barrier, int64_t bytes);
 void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);

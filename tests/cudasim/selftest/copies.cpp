@@ -11,27 +11,31 @@ constexpr int kTiles = 7;
 
 using Float4 = gpu::Vector<float, 4>;
 
-// Adds up tiles of 4 values a thread, of which kStages are on their way: each in a group of its
-// own. The wait can be left out, and so can the barrier that protects a stage that is read.
+// Adds up tiles of 4 values a thread, of which kStages are on their way, with a barrier for each
+// stage. The wait can be left out, and so can the barrier that protects a stage that is read.
 FASTBN_KERNEL(kThreads, 1)
 sum_tiles_by_threads(const float* x, float* y, const bool waits, const bool protects) {
-  Float4* shared = static_cast<Float4*>(gpu::shared_memory());
+  auto* barriers = static_cast<gpu::CopyBarrier*>(gpu::shared_memory());
+  Float4* shared = reinterpret_cast<Float4*>(barriers + kStages);
   const Float4* tiles = reinterpret_cast<const Float4*>(x);
   const int thread = gpu::thread_index();
   const auto fetch = [&](int tile) {
-    if (tile < kTiles) {
-      gpu::copy_async<16>(shared + tile % kStages * kThreads + thread,
-                          tiles + tile * kThreads + thread);
-    }
-    gpu::commit_copies();
+    if (tile >= kTiles) return;
+    const int stage = tile % kStages;
+    gpu::copy_async(shared + stage * kThreads + thread, tiles + tile * kThreads + thread);
+    gpu::arrive_when_copied(barriers + stage);
   };
+  if (thread == 0) {
+    for (int stage = 0; stage < kStages; ++stage) gpu::init_barrier(barriers + stage, kThreads);
+  }
+  gpu::sync_block();
   for (int tile = 0; tile < kStages; ++tile) fetch(tile);
   Float4 total = {};
   for (int tile = 0; tile < kTiles; ++tile) {
-    if (waits) gpu::wait_copies<kStages - 1>();
-    gpu::sync_block();
+    const int stage = tile % kStages;
+    if (waits) gpu::wait_barrier(barriers + stage, tile / kStages % 2);
     // Of a thread of another warp, so that the barriers matter.
-    const Float4 values = shared[tile % kStages * kThreads + kThreads - 1 - thread];
+    const Float4 values = shared[stage * kThreads + kThreads - 1 - thread];
     for (int i = 0; i < 4; ++i) total.elements[i] += values.elements[i];
     if (protects) gpu::sync_block();
     fetch(tile + kStages);
@@ -86,12 +90,20 @@ FASTBN_KERNEL(kThreads, 1) sum_tiles_in_bulk(const float* x, float* y, const Fau
   gpu::store<gpu::Reuse::kNone>(reinterpret_cast<Float4*>(y) + thread, total);
 }
 
-FASTBN_KERNEL(kThreads, 1) store_into_copy(const float* x) {
-  float* shared = static_cast<float*>(gpu::shared_memory());
-  gpu::copy_async<4>(shared + gpu::thread_index(), x + gpu::thread_index());
-  gpu::commit_copies();
-  shared[gpu::thread_index()] = 1;
-  gpu::wait_copies<0>();
+// Writes to where a copy is going to land, or leaves without waiting for it, or arrives twice.
+FASTBN_KERNEL(kThreads, 1)
+misuse_copy(const float* x, const bool stores, const bool arrives, const bool again) {
+  auto* barrier = static_cast<gpu::CopyBarrier*>(gpu::shared_memory());
+  Float4* shared = reinterpret_cast<Float4*>(barrier + 2);
+  const int thread = gpu::thread_index();
+  if (thread == 0) gpu::init_barrier(barrier, kThreads);
+  gpu::sync_block();
+  gpu::copy_async(shared + thread, reinterpret_cast<const Float4*>(x) + thread);
+  if (arrives) gpu::arrive_when_copied(barrier);
+  if (again) gpu::arrive_when_copied(barrier);
+  gpu::sync_block();
+  if (stores) shared[thread].elements[0] = 1;
+  if (arrives) gpu::wait_barrier(barrier, 0);
 }
 
 void test_copies() {
@@ -111,21 +123,28 @@ void test_copies() {
   constexpr int kTileBytes = kThreads * 16;
   const auto right_by_threads = [&](bool waits, bool protects) {
     return seeds_right(expected, y, [&] {
-      return gpu::launch(nullptr, {1, kThreads, kStages * kTileBytes, false}, sum_tiles_by_threads,
-                         x.data(), y.data(), waits, protects);
+      return gpu::launch(nullptr, {1, kThreads, kStages * (8 + kTileBytes), false},
+                         sum_tiles_by_threads, x.data(), y.data(), waits, protects);
     });
   };
-  check("copies in groups are right under all seeds", right_by_threads(true, true) == kSeeds);
+  check("copies by threads are right under all seeds", right_by_threads(true, true) == kSeeds);
   const cudasim::Traffic traffic = cudasim::take_report().launches[0].total();
   check("they are counted",
         traffic.loads[4] == kTiles * kThreads && traffic.read_bytes() == kTiles * kTileBytes);
   check("without the wait they never land", right_by_threads(false, true) == 0);
   check("into a stage that is still read they go wrong", right_by_threads(true, false) < kSeeds);
-  check_text("a store to where a copy will land is reported", fault_of([&] {
-               return gpu::launch(nullptr, {1, kThreads, kTileBytes, false}, store_into_copy,
-                                  x.data());
-             }),
+  const auto misuse = [&](bool stores, bool arrives, bool again) {
+    return fault_of([&] {
+      return gpu::launch(nullptr, {1, kThreads, 16 + kTileBytes, false}, misuse_copy, x.data(),
+                         stores, arrives, again);
+    });
+  };
+  check_text("a store to where a copy will land is reported", misuse(true, true, false),
              {"was written before the copy had landed"});
+  check_text("a copy that nobody waits for is reported", misuse(false, false, false),
+             {"returned while copies to its shared memory may land"});
+  check_text("an arrival too many is reported", misuse(false, true, true),
+             {"arrive_when_copied() once more than the barrier has arrivals"});
 
   const auto sum_in_bulk = [&](Fault fault) {
     return gpu::launch(nullptr, {1, kThreads, kStages * (8 + kTileBytes), false}, sum_tiles_in_bulk,
