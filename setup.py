@@ -28,6 +28,8 @@ SOURCES = ROOT / "csrc"
 # And since which CUDA they can be compiled for.
 ARCHITECTURES = {"7.5": "10.0", "8.0": "11.0", "8.6": "11.1", "8.9": "11.8", "9.0": "11.8"}
 ARCHITECTURES |= {"10.0": "12.8", "12.0": "12.8"}
+# Files of csrc/cuda that know no CUDA.
+PLANNER = ("plan", "candidates", "cost", "devices", "mapping")
 GIBIBYTES_PER_JOB = 3
 
 
@@ -128,7 +130,7 @@ def extension_arguments() -> dict[str, Any]:
         )
 
     # The planner is in every build: it answers for GPUs that are not there.
-    planner = sources("cuda/plan.cpp", "cuda/devices.cpp")
+    planner = sources(*(f"cuda/{name}.cpp" for name in PLANNER))
     cuda_sources = sorted({*sources("cuda/*.cu", "cuda/*.cpp")} - {*planner})
     cuda = with_cuda()
     cpp_sources = sources("*.cpp", "cpu/*.cpp") + planner

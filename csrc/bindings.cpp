@@ -44,7 +44,10 @@ void define_planner(py::module_& module) {
       .def_readonly("shared_per_block", &Device::shared_per_block)
       .def_readonly("shared_per_multiprocessor", &Device::shared_per_multiprocessor)
       .def_readonly("l2_bytes", &Device::l2_bytes)
-      .def_readonly("bandwidth", &Device::bandwidth);
+      .def_readonly("bandwidth", &Device::bandwidth)
+      .def_readonly("copy_engine", &Device::copy_engine)
+      .def_readonly("cooperative", &Device::cooperative)
+      .def_readonly("clusters", &Device::clusters);
   py::class_<Request>(module, "Request")
       .def(py::init([](Operation operation, DType dtype, Layout layout, int64_t batch,
                        int64_t channels, int64_t spatial) {
@@ -66,6 +69,10 @@ void define_planner(py::module_& module) {
                              [](const Plan& plan) { return name(plan.geometry.mapping); })
       .def_property_readonly("slabs", [](const Plan& plan) { return plan.geometry.slabs; })
       .def_property_readonly("parts", [](const Plan& plan) { return plan.geometry.parts; })
+      .def_property_readonly("teams",
+                             [](const Plan& plan) { return plan.geometry.residence.teams; })
+      .def_readonly("blocks_per_multiprocessor", &Plan::blocks_per_multiprocessor)
+      .def_readonly("seconds", &Plan::seconds)
       .def_readonly("launches", &Plan::launches)
       .def_readonly("grid", &Plan::grid)
       .def_readonly("block", &Plan::block)
@@ -80,8 +87,12 @@ void define_planner(py::module_& module) {
   module.def("known_devices", &cuda::known_devices, "Devices by their published properties.");
   module.def("device_properties", &cuda::device_properties, py::arg("index"),
              "Properties of a GPU of this machine.");
+  module.def("force_algorithm", &cuda::force_algorithm, py::arg("name"),
+             "What the CUDA backend uses from now on whatever it costs; 'auto' for the best.");
   module.def("plan", &cuda::plan, py::arg("request"), py::arg("device"), py::arg("forced"),
              "What the CUDA backend would do; see csrc/cuda/plan.h.");
+  module.def("alternatives", &cuda::alternatives, py::arg("request"), py::arg("device"),
+             "What it would choose from: the best plan of each algorithm that fits.");
 }
 
 }  // namespace

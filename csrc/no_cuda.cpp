@@ -29,6 +29,12 @@ const cuda::Device& cuda::device_properties(int index) {
                               kHowToGetIt);
 }
 
+void cuda::force_algorithm(const std::string& name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "algorithm '", name,
+                              "' cannot be forced: this fastbn was built without CUDA kernels; ",
+                              kHowToGetIt);
+}
+
 }  // namespace fastbn
 
 TORCH_LIBRARY_IMPL(fastbn, CUDA, library) {

@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -14,7 +14,14 @@ from . import composite
 from ._backend import build_info, cpu_capability
 from .functional import batch_norm
 from .networks import MODELS, plan_network
-from .planning import ALGORITHM_VARIABLE, DEFAULT_DEVICE, DEVICES, DTYPES, dtype_name
+from .planning import (
+    ALGORITHM_VARIABLE,
+    DEFAULT_DEVICE,
+    DEVICES,
+    DTYPES,
+    Algorithm,
+    dtype_name,
+)
 
 if TYPE_CHECKING:
     from .planning import Op
@@ -134,7 +141,7 @@ def show_plans(options: argparse.Namespace) -> int:
         return 0
     print(
         f"{options.model}, batch {options.batch}, {options.dtype} {options.layout} on "
-        f"{planned.device}; GB and totals count a layer as often as the network has it\n"
+        f"{planned.device}; GB, us (predicted) and totals count a layer as often as it occurs\n"
     )
     print(planned.table())
     return 0
@@ -165,7 +172,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--op", choices=_OPS, default="training", help=ops)
     add(
         "--algorithm",
-        choices=["auto", "split", "tiny"],
+        choices=get_args(Algorithm),
         help=f"force one (default: what {ALGORITHM_VARIABLE} says, else auto)",
     )
     add("--json", action="store_true", help="print one JSON object")

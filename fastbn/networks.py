@@ -83,22 +83,26 @@ class Totals:
         bytes_moved: of activations.
         floor_bytes: if each input were read once and each output written once.
         share: ``floor_bytes / bytes_moved``.
+        microseconds: predicted.
     """
 
     launches: int
     bytes_moved: int
     floor_bytes: int
     share: float
+    microseconds: float
 
     @staticmethod
     def of(planned: Iterable[PlannedLayer]) -> Totals:
         """Adds up plans."""
         launches = moved = floor = 0
+        microseconds = 0.0
         for row in planned:
             launches += row.layer.count * row.plan.launches
             moved += row.layer.count * row.plan.bytes_moved
             floor += row.layer.count * row.plan.floor_bytes
-        return Totals(launches, moved, floor, floor / moved)
+            microseconds += row.layer.count * row.plan.microseconds
+        return Totals(launches, moved, floor, floor / moved, round(microseconds, 3))
 
 
 @dataclass(frozen=True)
@@ -195,13 +199,15 @@ def _layer_cells(row: PlannedLayer) -> dict[str, str]:
         "count": str(layer.count),
         "launches": str(planned.launches),
         "blocks": str(planned.grid),
+        "cluster": str(planned.cluster),
         "threads": str(planned.block),
         "vector": f"{planned.vector_bytes} B",
-        "B/element": f"{planned.bytes_per_element:g}",
+        "B/element": f"{planned.bytes_per_element:.4g}",
         "floor": f"{planned.floor_per_element:g}",
         "share": f"{planned.share:.0%}",
         "GB": f"{layer.count * planned.bytes_moved / 1e9:.3f}",
         "floor GB": f"{layer.count * planned.floor_bytes / 1e9:.3f}",
+        "us": f"{layer.count * planned.microseconds:.0f}",
     }
 
 
@@ -214,6 +220,7 @@ def _total_cells(op: str, count: int, totals: Totals) -> dict[str, str]:
         "share": f"{totals.share:.0%}",
         "GB": f"{totals.bytes_moved / 1e9:.3f}",
         "floor GB": f"{totals.floor_bytes / 1e9:.3f}",
+        "us": f"{totals.microseconds:.0f}",
     }
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Op = Literal["forward", "backward", "eval"]
 Layout = Literal["ncs", "nsc", "strided"]
-Algorithm = Literal["auto", "split", "tiny"]
+Algorithm = Literal["auto", "split", "tiny", "resident", "cluster", "grid"]
 
 # Forces an algorithm, for benchmarks.
 ALGORITHM_VARIABLE = "FASTBN_CUDA_ALGORITHM"
@@ -80,22 +80,30 @@ class Plan:
             contiguous input with one position a sample) or ``strided``.
         device: name of the GPU.
         algorithm: ``split`` gathers sums and then applies them, in a launch each where both are
-            needed; ``tiny`` does both in one; ``elementwise`` applies given statistics; ``none``
-            has nothing to do.
+            needed; ``tiny`` does both in one; ``resident``, ``cluster`` and ``grid`` do so too, and
+            keep tensors in the shared memory of a block, of a cluster or of blocks all over the
+            device in between; ``elementwise`` applies given statistics; ``none`` has nothing to do.
         mapping: what threads share out: ``columns`` of a matrix, ``segments`` of adjacent elements
             or ``strided`` single ones; ``none``.
         launches: kernels launched, one after the other.
-        grid: blocks of each launch, ``slabs * parts``.
+        grid: blocks of each launch, ``slabs * parts``, or ``teams * parts`` on chip.
         block: threads of each block.
         cluster: blocks that share their memory.
         shared_bytes: shared memory of each block.
         vector_bytes: what a thread reads or writes at once.
         slabs: pieces that the channels are cut into.
         parts: blocks that share the elements of a slab.
-        bytes_read: by all launches together.
+        teams: on chip, slabs that are worked on at once; else 0.
+        blocks_per_multiprocessor: on chip, that share a multiprocessor's memory and registers; else
+            0.
+        bytes_read: by all launches together, from memory or a cache.
         bytes_written: likewise.
         floor_bytes: if each input were read once and each output written once.
         workspace_bytes: device memory for counters and partial results, kept between calls.
+        microseconds: of the device's time that the planner's model predicts. It tells plans apart;
+            its constants have not been fitted to measurements yet.
+        considered: every algorithm that fits, with the microseconds predicted for its best plan;
+            the least was chosen unless one was forced.
     """
 
     op: Op
@@ -113,10 +121,14 @@ class Plan:
     vector_bytes: int
     slabs: int
     parts: int
+    teams: int
+    blocks_per_multiprocessor: int
     bytes_read: int
     bytes_written: int
     floor_bytes: int
     workspace_bytes: int
+    microseconds: float
+    considered: tuple[tuple[str, float], ...]
 
     @property
     def bytes_moved(self) -> int:
@@ -146,11 +158,14 @@ class Plan:
         if self.launches == 0:
             return what + "nothing to launch."
         times = "1 launch" if self.launches == 1 else f"{self.launches} launches"
+        clusters = f" in clusters of {self.cluster}" if self.cluster > 1 else ""
+        others = [f"{name} {time:.1f}" for name, time in self.considered if name != self.algorithm]
         return (
             what + f"{self.algorithm} over {self.mapping} in {times} of {self.grid} blocks of "
-            f"{self.block} threads, {self.vector_bytes} bytes at a time; moves "
-            f"{self.bytes_moved / 1e6:.1f} MB, {self.bytes_per_element:g} bytes an element, where "
-            f"the floor is {self.floor_per_element:g} ({self.share:.0%})."
+            f"{self.block} threads{clusters}, {self.vector_bytes} bytes at a time; moves "
+            f"{self.bytes_moved / 1e6:.1f} MB, {self.bytes_per_element:.4g} bytes an element, "
+            f"where the floor is {self.floor_per_element:g} ({self.share:.0%}); predicted to take "
+            f"{self.microseconds:.1f} us" + (f", and {', '.join(others)}." if others else ".")
         )
 
 
@@ -291,10 +306,11 @@ def plan(
             not matter), or a GPU of this machine as a ``torch.device``, its name or its index;
             default: that of ``x`` if it is on one, else the current GPU if there is one and this
             build has CUDA kernels, else h200.
-        algorithm: ``split`` or ``tiny``, whatever it costs, for operations that gather and then
-            apply, and so leave a choice; ``auto`` for the planner's own; default: what the
-            environment variable FASTBN_CUDA_ALGORITHM says, else ``auto``. The backend knows the
-            variable alone, and reads it once.
+        algorithm: ``split``, ``tiny``, ``resident``, ``cluster`` or ``grid``, whatever it costs,
+            for operations that gather and then apply, and so leave a choice; ``auto`` for the one
+            that is predicted to take the least time; default: what the environment variable
+            FASTBN_CUDA_ALGORITHM says, else ``auto``. The backend knows the variable alone, and
+            reads it once.
         momentum: forward: that of the module; only whether it is None matters.
         training: backward: the statistics are those of the batch.
         want_dx: backward: the gradient of the input is needed.
@@ -353,15 +369,25 @@ def plan(
         vector_bytes=planned.vector_bytes,
         slabs=planned.slabs,
         parts=planned.parts,
+        teams=planned.teams,
+        blocks_per_multiprocessor=planned.blocks_per_multiprocessor,
         bytes_read=planned.bytes_read,
         bytes_written=planned.bytes_written,
         floor_bytes=planned.floor_bytes,
         workspace_bytes=planned.workspace_bytes,
+        microseconds=_microseconds(planned),
+        considered=tuple(
+            (other.algorithm, _microseconds(other)) for other in _C.alternatives(request, gpu)
+        ),
     )
+
+
+def _microseconds(planned: _C.Plan) -> float:
+    return round(planned.seconds * 1e6, 3)
 
 
 def _nothing(
     op: Op, shape: tuple[int, ...], dtype: torch.dtype, layout: Layout, gpu: _C.Device
 ) -> Plan:
     """The plan for an empty input, and for a gradient that nobody wants."""
-    return Plan(op, shape, dtype, layout, gpu.name, "none", "none", *(0,) * 12)
+    return Plan(op, shape, dtype, layout, gpu.name, "none", "none", *(0,) * 15, ())

@@ -4,6 +4,8 @@
 with racecheck, synccheck and initcheck. Nothing but fastbn's kernels runs on the GPU: inputs are
 made on the CPU and copied as they lie in memory, and results are compared with the oracle there.
 
+Each input goes the way that the planner chooses, and then each other way that stays on chip.
+
 Set ``PYTORCH_NO_CUDA_MEMORY_CACHING=1``: otherwise tensors are pieces of large allocations, where
 memcheck takes a neighbour for the tensor itself, and initcheck what an earlier one left for data.
 """
@@ -21,16 +23,18 @@ from devices import GPU
 from tables import LAYOUTS, Case, Tensors, as_it_lies, make
 from tolerances import assert_near
 
+import fastbn
+from fastbn import _C
 from fastbn.ops import batch_norm_backward, batch_norm_inference, batch_norm_training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
 # Shape and layout: first as few elements as a block takes on its own, then as many channels or so
 # many elements that blocks share them; see csrc/cuda/plan.cpp. The batch is that of bfloat16, and
-# half of it is taken in float32.
+# half of it is taken in float32. What stays on chip takes those that are in whole vectors.
 INPUTS = {
     # Channels last, in whole vectors.
     "columns": ((4, 24, 5, 7), "channels_last"),
@@ -58,6 +62,7 @@ INPUTS = {
     "not aligned": ((3, 5, 7, 9), "offset"),
 }
 DTYPES = (torch.bfloat16, torch.float32)
+ON_CHIP = ("resident", "cluster", "grid")
 
 
 def cases() -> Iterator[Case]:
@@ -77,9 +82,16 @@ def placed(tensors: Tensors, device: str) -> Tensors:
     return Tensors(**{name: as_it_lies(t, device) for name, t in vars(tensors).items()})
 
 
-def check_forward(tensors: Tensors, device: str) -> None:
-    """Training with either kind of momentum, and evaluation."""
-    for training, momentum in ((True, MOMENTUM), (True, None), (False, 0.0)):
+# Training with either kind of momentum, and evaluation.
+MODES = ((True, MOMENTUM), (True, None), (False, 0.0))
+# Whether dx and the gradients of the vectors are wanted.
+WANTED = ((True, True), (True, False), (False, True))
+
+
+def check_forward(
+    tensors: Tensors, device: str, modes: Iterable[tuple[bool, float | None]] = MODES
+) -> None:
+    for training, momentum in modes:
         there = placed(tensors, device)
         vectors = (there.weight, there.bias, there.running_mean, there.running_var)
         statistics = statistics_of(tensors, training)
@@ -99,17 +111,21 @@ def check_forward(tensors: Tensors, device: str) -> None:
         assert_near(y, exact, "y")
 
 
-def check_backward(tensors: Tensors, device: str) -> None:
-    """All gradients, those of x alone, and those of the vectors alone."""
+def check_backward(
+    tensors: Tensors,
+    device: str,
+    modes: Iterable[bool] = (True, False),
+    wanted_gradients: Iterable[tuple[bool, bool]] = WANTED,
+) -> None:
     there = placed(tensors, device)
-    for training in (True, False):
+    for training in modes:
         statistics = statistics_of(tensors, training)
         saved = [
             as_it_lies(statistic.to(tensors.weight.dtype), device)
             for statistic in (statistics.mean, statistics.invstd)
         ]
         expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
-        for dx, vectors in ((True, True), (True, False), (False, True)):
+        for dx, vectors in wanted_gradients:
             wanted = (dx, vectors, vectors)
             results: tuple[Tensor, ...] = batch_norm_backward(
                 there.dy, there.x, there.weight, *saved, training, *wanted
@@ -117,6 +133,21 @@ def check_backward(tensors: Tensors, device: str) -> None:
             for name, wants, result in zip(expected, wanted, results, strict=True):
                 if wants:
                     assert_near(result, expected[name], name)
+
+
+def ways(tensors: Tensors, device: str) -> set[str]:
+    """Algorithms that fit both forward and backward on a GPU, and keep the input on chip."""
+    fit = [
+        {name for name, _ in fastbn.plan(tensors.x, op=op, device=device).considered}
+        for op in ("forward", "backward")
+    ]
+    return set.intersection(*fit, set(ON_CHIP))
+
+
+def check_training(tensors: Tensors, device: str) -> None:
+    """One step, whose result, statistics and gradients are those of the oracle."""
+    check_forward(tensors, device, [(True, MOMENTUM)])
+    check_backward(tensors, device, [True], [(True, True)])
 
 
 def main() -> int:
@@ -127,6 +158,11 @@ def main() -> int:
         check_forward(tensors, GPU)
         check_backward(tensors, GPU)
         count += 1
+        for algorithm in sorted(ways(tensors, GPU)):
+            _C.force_algorithm(algorithm)
+            check_training(tensors, GPU)
+            count += 1
+        _C.force_algorithm("auto")
     print(f"{count} inputs, all results right")  # noqa: T201
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING
 
 import cuda_toolkit
@@ -15,6 +16,10 @@ import nvcc
 import pytest
 import sass
 from tabulate import tabulate
+
+import fastbn
+from fastbn.networks import RESNET50
+from fastbn.planning import DEVICES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +38,7 @@ class Streams:
     loops: int  # that read them, one after another
     tensors: int  # that each reads
     writing: int = 0  # loops that also write one
+    on_chip: bool = False  # keeps them in shared memory, as far as there is room
 
 
 KERNELS = {
@@ -44,6 +50,8 @@ KERNELS = {
     "split_differentiate": Streams(loops=1, tensors=2, writing=1),
     "inference_gradient": Streams(loops=1, tensors=1, writing=1),
     "tiny_backward": Streams(loops=2, tensors=2, writing=2),
+    "onchip_forward": Streams(loops=2, tensors=1, writing=1, on_chip=True),
+    "onchip_backward": Streams(loops=2, tensors=2, writing=1, on_chip=True),
 }
 MAPPINGS = {
     (mapping, dtype, width)
@@ -54,6 +62,26 @@ MAPPINGS = {
         ("Segments", nvcc.VECTOR_BYTES // size),
         ("Strided", 1),
     }
+}
+
+
+def mappings(kernel: str) -> set[tuple[str, str, int]]:
+    """What a kernel is compiled for; whole vectors only where these stay on chip."""
+    if not KERNELS[kernel].on_chip:
+        return MAPPINGS
+    return {
+        (mapping, dtype, width)
+        for mapping, dtype, width in MAPPINGS
+        if width * nvcc.SIZES[dtype] == nvcc.VECTOR_BYTES
+    }
+
+
+# By the names that kernels have for them.
+DTYPES = {
+    "float64": "double",
+    "float32": "float",
+    "bfloat16": "fastbn::BFloat16",
+    "float16": "fastbn::Float16",
 }
 
 
@@ -112,7 +140,7 @@ def test_kernels_stay_in_registers(architecture: str, toolkit: Path) -> None:
     assert {name.kernel for name in usages} == set(KERNELS)
     for kernel in KERNELS:
         found = {(name.mapping, name.dtype, name.width) for name in usages if name.kernel == kernel}
-        assert found == MAPPINGS, kernel
+        assert found == mappings(kernel), kernel
     assert all(usage.registers > 0 for usage in usages.values())
     spilt = [f"{name}: {usage}" for name, usage in usages.items() if usage.local]
     assert not spilt, "\n".join(spilt)
@@ -149,6 +177,78 @@ def test_machine_code_has_no_local_memory(code: dict[Name, list[sass.Block]]) ->
     for name, blocks in code.items():
         used = {instruction.name for instruction in sass.instructions(blocks)}
         assert not used & {"LDL", "STL"}, name
+
+
+ON_CHIP = [kernel for kernel, streams in KERNELS.items() if streams.on_chip]
+
+
+def count(blocks: list[sass.Block], name: str, suffix: str = "") -> int:
+    """Instructions of a name."""
+    found = (i for i in sass.instructions(blocks) if i.name == name)
+    return sum(i.opcode.endswith(suffix) for i in found)
+
+
+def test_on_chip_kernels_use_what_hopper_has(code: dict[Name, list[sass.Block]]) -> None:
+    """Copies in bulk and by vectors, barriers that wait for them and those of clusters."""
+    kernels = {name: blocks for name, blocks in code.items() if name.kernel in ON_CHIP}
+    assert len(kernels) == 2 * 2 * len(nvcc.SIZES)
+    for name, blocks in kernels.items():
+        tensors = KERNELS[name.kernel].tensors
+        assert count(blocks, "UBLKCP") >= tensors, name
+        assert count(blocks, "LDGSTS", ".128") >= tensors, name
+        assert count(blocks, "SYNCS", ".TRYWAIT") >= 1, name
+        assert count(blocks, "UCGABAR_WAIT") >= 1, name
+        # What resides is read in vectors, in loops that gather and apply.
+        held = [b for b in blocks if b.in_loop and b.count("LDS", 128) >= tensors]
+        assert len(held) >= 2, name
+        assert any(block.count("STG", 128) for block in held), name
+
+
+# By what they are compiled for; each can also do what an older one can.
+GPUS = {
+    "sm_75": "t4",
+    "sm_80": "a100",
+    "sm_89": "rtx4090",
+    "sm_90": "h200",
+    "sm_100": "b200",
+    "sm_120": "rtx5090",
+}
+REGISTERS = 65536  # of a multiprocessor
+
+
+def registers_of_block(registers: int, threads: int) -> int:
+    """Allocated in pieces of 256 to each warp."""
+    return threads // 32 * (-(-registers * 32 // 256) * 256)
+
+
+@pytest.mark.parametrize("architecture", GPUS)
+def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path) -> None:
+    """The registers that the compiler took, and shared memory, for all blocks that share one."""
+    usages = nvcc.usages(architecture)
+    device = DEVICES[GPUS[architecture]]
+    together = set()
+    for layer, layout, dtype, op in product(
+        RESNET50, ("ncs", "nsc"), DTYPES, ("forward", "backward")
+    ):
+        shape = (64, layer.channels, layer.height, layer.width)
+        question = {"dtype": dtype, "layout": layout, "op": op, "device": device.name}
+        for algorithm, _ in fastbn.plan(shape, **question).considered:
+            plan = fastbn.plan(shape, algorithm=algorithm, **question)
+            if not plan.blocks_per_multiprocessor:
+                continue
+            (usage,) = (
+                usage
+                for name, usage in usages.items()
+                if name.kernel == f"onchip_{op}"
+                and name.mapping.lower() == plan.mapping
+                and DTYPES[dtype] == name.dtype
+            )
+            blocks = plan.blocks_per_multiprocessor
+            assert blocks * registers_of_block(usage.registers, plan.block) <= REGISTERS, plan
+            shared = plan.shared_bytes + usage.shared + 1024
+            assert blocks * shared <= device.shared_per_multiprocessor, plan
+            together.add(blocks)
+    assert together == ({1, 2} if device.major >= 9 else {1})
 
 
 def test_report_of_registers(toolkit: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +330,8 @@ def registers_table() -> str:
     rows = []
     for kernel in KERNELS:
         for mapping in ("Columns", "Segments", "Strided"):
+            if mapping not in {name for name, _, _ in mappings(kernel)}:
+                continue
             row = [kernel, mapping]
             for usages in by_architecture.values():
                 taken = [
@@ -261,9 +363,13 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
                 "+".join(str(block.loads_in_flight(vector)) for block in loops),
                 "+".join(str(block.count("STG", vector)) for block in loops),
                 "+".join(f"{len(block.instructions) / elements:.1f}" for block in loops),
+                count(blocks, "UBLKCP"),
+                count(blocks, "LDGSTS"),
+                sum(block.count("LDS", vector) for block in blocks if block.in_loop),
                 sum(len(block.instructions) for block in blocks),
             ]
         )
     title = f"streaming loops in the machine code of {nvcc.DISASSEMBLED}"
-    columns = ["128-bit loads in flight", "stores", "instructions per element", "in the kernel"]
+    columns = ["128-bit loads in flight", "stores", "instructions per element"]
+    columns += ["bulk copies", "vector copies", "128-bit loads of shared memory", "in the kernel"]
     return f"{title}\n\n{tabulate(rows, ['kernel', *columns], disable_numparse=True)}"

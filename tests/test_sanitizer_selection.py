@@ -22,20 +22,19 @@ def test_results_are_right(case: Case, device: str) -> None:
 @pytest.mark.parametrize("dtype", selection.DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["forward", "backward"])
 def test_every_way_is_taken(op: str, dtype: object, gpu_name: str) -> None:
-    """Each algorithm over each mapping, and for those that share channels, in several parts."""
+    """Each algorithm over each mapping that it knows."""
     taken = set()
     for case in CASES:
         if case.dtype == dtype:
-            plan = fastbn.plan(selection.inputs(case).x, op=op, device=gpu_name)
-            vectors = plan.vector_bytes == 16
-            taken.add((plan.algorithm, plan.mapping, plan.layout, vectors, plan.parts > 1))
-    mappings = {
-        ("columns", "nsc", True),
-        ("columns", "nsc", False),
-        ("columns", "ncs", True),
-        ("segments", "ncs", True),
-        ("strided", "strided", False),
-    }
-    wanted = {("tiny", *mapping, False) for mapping in mappings}
-    wanted |= {("split", *mapping, True) for mapping in mappings}
-    assert wanted <= taken
+            tensors = selection.inputs(case)
+            chosen = fastbn.plan(tensors.x, op=op, device=gpu_name)
+            forced = selection.ways(tensors, gpu_name)
+            for algorithm in {chosen.algorithm, *forced}:
+                plan = fastbn.plan(tensors.x, op=op, device=gpu_name, algorithm=algorithm)
+                taken.add((algorithm, plan.mapping, plan.layout, plan.vector_bytes == 16))
+    narrow = {("columns", "nsc", False), ("strided", "strided", False), ("segments", "ncs", True)}
+    whole = {("columns", "nsc", True), ("columns", "ncs", True), ("segments", "ncs", True)}
+    on_chip = selection.ON_CHIP if gpu_name == "h200" else ("resident",)
+    wanted = {(name, *mapping) for name in ("split", "tiny") for mapping in narrow}
+    wanted |= {(name, *mapping) for name in on_chip for mapping in whole}
+    assert wanted <= taken, wanted - taken

@@ -8,10 +8,13 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <unordered_map>
+#include <utility>
 
 #include "../ops.h"
 #include "batch_norm.h"
@@ -39,28 +42,64 @@ Device query_device(int index) {
   device.shared_per_multiprocessor = static_cast<int64_t>(properties.sharedMemPerMultiprocessor);
   device.l2_bytes = properties.l2CacheSize;
   device.bandwidth = 2.0 * memory_kilohertz * 1e3 * memory_bus_bits / 8;  // twice a clock
+  device.cooperative = properties.cooperativeLaunch != 0;
+  const c10::DeviceGuard guard(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
+  query_residence(device);
   return device;
 }
 
 const Device& current_device() { return device_properties(c10::cuda::current_device()); }
 
-// For benchmarks: what FASTBN_CUDA_ALGORITHM says, read once.
-const std::string& forced_algorithm() {
-  static const std::string forced = [] {
-    const char* value = std::getenv("FASTBN_CUDA_ALGORITHM");
-    return std::string(value == nullptr || *value == 0 ? "auto" : value);
-  }();
-  return forced;
-}
-
-Plan plan_for(const Request& request) {
-  try {
-    return plan(request, current_device(), forced_algorithm());
-  } catch (const std::invalid_argument& error) {
-    TORCH_CHECK_VALUE(false,
-                      forced_algorithm() == "auto" ? "" : "FASTBN_CUDA_ALGORITHM: ", error.what());
+// Planning takes microseconds, and a model asks the same few questions again and again.
+class Planning {
+ public:
+  static Planning& instance() {
+    static Planning planning;
+    return planning;
   }
-}
+
+  void force(std::string algorithm) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    forced_ = std::move(algorithm);
+    plans_.clear();
+  }
+
+  Plan plan_for(const Request& request) {
+    constexpr size_t kMostPlans = 4096;
+    const Problem& problem = request.problem;
+    const Key key(c10::cuda::current_device(), request.operation, problem.dtype, problem.layout,
+                  problem.batch, problem.channels, problem.spatial, request.aligned,
+                  request.cumulative, request.training, request.want_dx, request.want_sums);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = plans_.find(key);
+    if (found != plans_.end()) return found->second;
+    if (plans_.size() == kMostPlans) plans_.clear();  // shapes that never come back
+    return plans_.emplace(key, make_plan(request)).first->second;
+  }
+
+ private:
+  using Key = std::tuple<int, Operation, DType, Layout, int64_t, int64_t, int64_t, bool, bool, bool,
+                         bool, bool>;
+
+  Planning() {
+    const char* value = std::getenv("FASTBN_CUDA_ALGORITHM");
+    if (value != nullptr && *value != 0) forced_ = value;
+  }
+
+  Plan make_plan(const Request& request) const {
+    try {
+      return plan(request, current_device(), forced_);
+    } catch (const std::invalid_argument& error) {
+      TORCH_CHECK_VALUE(false, forced_ == "auto" ? "" : "FASTBN_CUDA_ALGORITHM: ", error.what());
+    }
+  }
+
+  std::mutex mutex_;
+  std::string forced_ = "auto";
+  std::map<Key, Plan> plans_;
+};
+
+Plan plan_for(const Request& request) { return Planning::instance().plan_for(request); }
 
 void training_forward(const TrainingForward& op) {
   const Plan plan = plan_for(request(op));
@@ -117,6 +156,8 @@ const Device& device_properties(int index) {
   if (found == devices.end()) found = devices.emplace(index, query_device(index)).first;
   return found->second;
 }
+
+void force_algorithm(const std::string& name) { Planning::instance().force(name); }
 
 }  // namespace fastbn::cuda
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "batch_norm.h"
 #include "dispatch.cuh"
+#include "kernels/onchip.cuh"
 #include "kernels/split.cuh"
 #include "kernels/tiny.cuh"
 
@@ -22,6 +23,13 @@ void backward(const Backward& op, const Plan& plan, void* workspace, void* strea
       return;
     }
     const Workspace arrays = place(plan, workspace);
+    if (on_chip(plan.algorithm)) {
+      if constexpr (Mapping::kHolds) {
+        launch("onchip_backward", onchip_backward<Mapping, Epilogue>, op, plan.geometry, arrays,
+               epilogue);
+      }
+      return;
+    }
     launch("split_gradients", split_gradients<Mapping, Epilogue>, op, plan.geometry, arrays,
            epilogue);
     if (plan.launches == 2) {

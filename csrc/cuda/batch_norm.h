@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Launches a planned operation. `stream` is a cudaStream_t; `workspace` has the plan's size and
-// begins with kCounters zeros, which the kernels leave behind them. Throws std::runtime_error,
+// begins with kZeroedBytes zeros, of which the kernels change no more than top bits of barriers.
+// Throws std::runtime_error,
 // naming kernel, shape and plan, if a launch fails.
 #pragma once
 
@@ -13,5 +14,10 @@ namespace fastbn::cuda {
 void training_forward(const TrainingForward& op, const Plan& plan, void* workspace, void* stream);
 void inference_forward(const InferenceForward& op, const Plan& plan, void* stream);
 void backward(const Backward& op, const Plan& plan, void* workspace, void* stream);
+
+// Completes the current device's properties by what the driver says of these kernels: whether they
+// can live all at once, whether their machine code knows the copy engine, and how many clusters run
+// at once.
+void query_residence(Device& device);
 
 }  // namespace fastbn::cuda

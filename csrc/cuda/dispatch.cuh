@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "device/gpu.cuh"
+#include "device/launch.cuh"
 #include "kernels/columns.cuh"
 #include "kernels/segments.cuh"
 #include "kernels/strided.cuh"
@@ -71,7 +71,10 @@ class Launcher {
   template <typename... Parameters>
   void launch(const char* name, bool overlaps_previous, void (*kernel)(Parameters...),
               const Parameters&... arguments) const {
-    const gpu::LaunchShape shape{plan_.grid, plan_.block, plan_.shared_bytes, overlaps_previous};
+    gpu::LaunchShape shape{plan_.grid, plan_.block, plan_.shared_bytes};
+    shape.overlaps_previous = overlaps_previous;
+    shape.cluster_blocks = plan_.cluster;
+    shape.cooperative = plan_.algorithm == Algorithm::kGrid;
     const char* error = gpu::launch(stream_, shape, kernel, arguments...);
     if (error == nullptr) return;
     throw std::runtime_error("fastbn: launching " + std::string(name) + " for " +
@@ -86,7 +89,8 @@ class Launcher {
 // Places the arrays of a plan's workspace.
 inline Workspace place(const Plan& plan, void* memory) {
   char* base = static_cast<char*>(memory);
-  return {reinterpret_cast<unsigned*>(base), base + plan.partials_offset,
+  unsigned* counters = reinterpret_cast<unsigned*>(base);
+  return {counters, counters + kCounters, base + plan.partials_offset,
           base + plan.coefficients_offset};
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "batch_norm.h"
 #include "dispatch.cuh"
+#include "kernels/onchip.cuh"
 #include "kernels/split.cuh"
 #include "kernels/tiny.cuh"
 
@@ -17,6 +18,13 @@ void training_forward(const TrainingForward& op, const Plan& plan, void* workspa
       return;
     }
     const Workspace arrays = place(plan, workspace);
+    if (on_chip(plan.algorithm)) {
+      if constexpr (Mapping::kHolds) {
+        launch("onchip_forward", onchip_forward<Mapping, Epilogue>, op, plan.geometry, arrays,
+               epilogue);
+      }
+      return;
+    }
     launch("split_statistics", split_statistics<Mapping>, op, plan.geometry, arrays);
     launch.then("split_normalise", split_normalise<Mapping, Epilogue>, op, plan.geometry, arrays,
                 epilogue);
@@ -30,6 +38,23 @@ void inference_forward(const InferenceForward& op, const Plan& plan, void* strea
     using Epilogue = Identity<typename Mapping::acc_t>;
     launch("inference", inference<Mapping, Epilogue>, op, plan.geometry, Epilogue());
   });
+}
+
+void query_residence(Device& device) {
+  // All kernels that stay on chip have as many registers, threads and bytes of shared memory at
+  // most: where one of these fits, all do.
+  const auto kernel = onchip_forward<Segments<float, 4>, Identity<float>>;
+  gpu::LaunchShape shape{1, kMaxThreads, static_cast<int>(device.shared_per_block)};
+  device.cooperative = device.cooperative && gpu::active_blocks(shape, kernel) >= kOnChipBlocks;
+  device.copy_engine = device.major >= 9 && gpu::is_code_for_hopper(kernel);
+  device.clusters = {};
+  if (!device.copy_engine) return;
+  device.clusters[0] = device.multiprocessors;
+  for (size_t size = 1; size < kClusterSizes; ++size) {
+    shape.cluster_blocks = 1 << size;
+    shape.blocks = shape.cluster_blocks;
+    device.clusters[size] = gpu::active_clusters(shape, kernel);
+  }
 }
 
 }  // namespace fastbn::cuda

@@ -4,7 +4,8 @@
 // numbers, filled by plan.cpp.
 //
 // A slab is what one block can keep statistics of: some channels, whole. All parts of a slab hold
-// the same channels and different elements; a block does one part of one slab.
+// the same channels and different elements; a block does one part of one slab. On chip, the blocks
+// that do the parts of a slab are a team, and one team does several slabs, one after another.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,9 @@ constexpr Occupancy kSegmentsOccupancy{2, 4};
 // Strides take registers, and an element is no vector: no promise.
 constexpr Occupancy kStridedOccupancy{1, 1};
 
+// Kernels that keep tensors on chip have all registers for one full block; smaller ones share them.
+constexpr int kOnChipBlocks = 1;
+
 constexpr int bytes_in_flight(Occupancy occupancy) {
   return occupancy.blocks * kMaxThreads * occupancy.loads * kVectorBytes;
 }
@@ -60,11 +64,34 @@ struct Divider {
   int32_t shift = 0;
 };
 
+// How blocks of a team tell each other what they have gathered.
+enum class Team : int8_t {
+  kBlock,    // there is one
+  kCluster,  // they are a thread-block cluster and see each other's shared memory
+  kGrid,     // by global memory; all teams of the launch live at once
+};
+
+// What is kept in shared memory between gathering and applying. A part's first items, in stages of
+// equally many, are copied to a ring of slots and stay there until they have been applied; then the
+// slot takes a stage of the next slab. Items that the ring has no room for are read twice.
+struct Residence {
+  Team team = Team::kBlock;
+  int32_t teams = 0;  // block = team * parts + part; a team does every teams-th slab
+  int32_t stage_items = 0;
+  int32_t stages = 0;       // of a part
+  int32_t slots = 0;        // as many or more
+  bool in_bulk = false;     // by the copy engine, run by run; otherwise vector by vector
+  int32_t messages = 0;     // where things lie in shared memory, in bytes: what the team is told,
+  int32_t barriers = 0;     // one for each slot,
+  int32_t ring = 0;         // and the slots,
+  int32_t stage_bytes = 0;  // of one tensor each; a slot has one of each tensor
+};
+
 struct Geometry {
   Mapping mapping = Mapping::kColumns;
   int32_t width = 1;  // elements of a vector
-  int32_t slabs = 0;  // block = part * slabs + slab
-  int32_t parts = 0;
+  int32_t slabs = 0;
+  int32_t parts = 0;          // of a slab; where nothing resides block = part * slabs + slab
   int32_t slab_channels = 1;  // the last slab may have fewer
   // What the parts of a slab share: rows of the matrix, windows or elements of the channel.
   int64_t items = 0;
@@ -78,7 +105,13 @@ struct Geometry {
 
   // kSegments: a window is one aligned vector of a segment, which may reach past either end.
   Divider windows;  // of a segment
+
+  Residence residence;
 };
+
+// Vectors that a thread takes from shared memory at once, over all tensors it reads: enough for 16
+// warps to hide the latency, and stages of no more are small.
+constexpr int kHeldVectors = 2;
 
 // Shared memory of a block: coefficients of its channels (kCoefficients numbers each), then room to
 // merge what threads, columns and parts have gathered.
@@ -90,8 +123,16 @@ constexpr int gathered_numbers(int lanes) { return 1 + 2 * lanes; }
 // Per-channel results of the parts, and what the first kernel leaves to the second.
 struct Workspace {
   unsigned* counters;  // one per slab, zero between launches
-  void* partials;      // of acc: [field][part][channel]
+  unsigned* barriers;  // one per team; see exchange.cuh
+  void* partials;      // of acc: [field][part][channel]; on chip messages: see exchange.cuh
   void* coefficients;  // of acc: [kCoefficients][channel]
 };
+
+// Teams take turns with two places for their messages: who writes to one again has waited for all
+// at the other, and so for those who read it.
+constexpr int kTurns = 2;
+// Numbers that a block tells its team about a channel: count, reference, mean and squared
+// deviations, or two sums.
+constexpr int kMessageNumbers = 4;
 
 }  // namespace fastbn::cuda

@@ -4,8 +4,8 @@
 // arguments, on the host: it can be asked about GPUs that are not there.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +13,8 @@
 #include "geometry.h"
 
 namespace fastbn::cuda {
+
+constexpr int kClusterSizes = 5;
 
 // What the planner wants to know of a GPU.
 struct Device {
@@ -25,6 +27,13 @@ struct Device {
   int64_t shared_per_multiprocessor = 0;  // bytes
   int64_t l2_bytes = 0;
   double bandwidth = 0;  // of the memory, bytes per second
+  // See query_residence() for the following. Bulk copies to shared memory;
+  bool copy_engine = false;
+  // launches whose blocks all live at once;
+  bool cooperative = false;
+  // clusters of 1, 2, 4, 8 and 16 blocks that run at once, with a multiprocessor to each block:
+  // they do not cross the borders of its parts, which need not be of a size.
+  std::array<int, kClusterSizes> clusters = {};
 };
 
 // Devices by their published properties.
@@ -48,7 +57,13 @@ enum class Algorithm : int8_t {
   kElementwise,  // apply given statistics: one kernel
   kSplit,        // gather sums, then apply them: two kernels, or only the first
   kTiny,         // each block gathers and applies on its own: one kernel
+  // Tensors stay in shared memory in between: one kernel.
+  kResident,  // of a block
+  kCluster,   // of a cluster
+  kGrid,      // of blocks all over the device
 };
+
+constexpr bool on_chip(Algorithm algorithm) { return algorithm >= Algorithm::kResident; }
 
 struct Plan {
   Algorithm algorithm = Algorithm::kSplit;
@@ -59,24 +74,30 @@ struct Plan {
   int cluster = 1;   // blocks
   int shared_bytes = 0;
   int vector_bytes = 0;
-  bool overlap_launches = false;  // by programmatic dependent launch
-  // Of activations, over all launches; values per channel are not counted.
+  bool overlap_launches = false;      // by programmatic dependent launch
+  int blocks_per_multiprocessor = 0;  // on chip: that shared memory and registers have room for
+  // Of activations, over all launches, from a cache or not; values per channel are not counted.
   int64_t bytes_read = 0;
   int64_t bytes_written = 0;
   int64_t floor_bytes = 0;  // if each input were read once and each output written once
-  // The workspace: counters (to be zero), partial results, coefficients.
+  double seconds = 0;       // predicted; see cost.cpp
+  // The workspace: counters and barriers (to be zero), partial results, coefficients.
   int64_t partials_offset = 0;
   int64_t coefficients_offset = 0;
   int64_t workspace_bytes = 0;
 };
 
-// Counters at the start of a workspace.
+// At the start of a workspace: counters, then as many barriers.
 constexpr int kCounters = 4096;
+constexpr int64_t kZeroedBytes = 2 * kCounters * sizeof(unsigned);
 
-// `forced` is the name of an algorithm to use whatever the cost, where there is a choice: "auto",
-// "split" or "tiny". Throws std::invalid_argument if it is none of them or does not fit. The
-// problem has elements.
+// The plan that is predicted to take the least time. `forced` names an algorithm to use whatever
+// the cost, where there is a choice: "auto", "split", "tiny", "resident", "cluster" or "grid".
+// Throws std::invalid_argument if it is none of them or does not fit. The problem has elements.
 Plan plan(const Request& request, const Device& device, const std::string& forced = "auto");
+
+// What was chosen from: the best plan of each algorithm that fits.
+std::vector<Plan> alternatives(const Request& request, const Device& device);
 
 const char* name(Algorithm algorithm);
 const char* name(Mapping mapping);

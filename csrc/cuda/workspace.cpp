@@ -24,9 +24,9 @@ struct Memory {
   unsigned long long capture = 0;  // that it was allocated for; 0 for none
 };
 
-// Replaces memory by more of it, zeroed where counters are, in the order of the stream. What the
-// allocator gets back it hands out again in that order too, and memory allocated under capture
-// belongs to the graph, whose replays begin with the zeros.
+// Replaces memory by more of it, zeroed where counters and barriers are, in the order of the
+// stream. What the allocator gets back it hands out again in that order too, and memory allocated
+// under capture belongs to the graph, whose replays begin with the zeros.
 void allocate(c10::cuda::CUDAStream stream, int64_t bytes, unsigned long long capture,
               Memory& memory) {
   namespace allocator = c10::cuda::CUDACachingAllocator;
@@ -34,7 +34,7 @@ void allocate(c10::cuda::CUDAStream stream, int64_t bytes, unsigned long long ca
   memory = {};  // what is left if the following throws
   bytes = std::max(bytes, kLeastBytes);
   void* data = allocator::raw_alloc_with_stream(static_cast<size_t>(bytes), stream);
-  const cudaError_t error = cudaMemsetAsync(data, 0, kCounters * sizeof(unsigned), stream);
+  const cudaError_t error = cudaMemsetAsync(data, 0, kZeroedBytes, stream);
   if (error != cudaSuccess) allocator::raw_delete(data);
   C10_CUDA_CHECK(error);
   memory = {data, bytes, capture};

@@ -14,7 +14,7 @@ struct WorkspaceLease {
   void* data = nullptr;
 };
 
-// `bytes` on the stream's device, of which the first kCounters counters are zero; null for none.
+// `bytes` on the stream's device, of which the first kZeroedBytes began as zeros; null for none.
 // Calls on one stream, whose kernels run one after another, share one workspace, and so do those
 // that one stream adds to one graph under capture; no others do.
 WorkspaceLease lease_workspace(c10::cuda::CUDAStream stream, int64_t bytes);

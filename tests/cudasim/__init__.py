@@ -22,7 +22,7 @@ from . import build
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Report", "backward", "forward"]
+__all__ = ["Report", "Scale", "backward", "forward"]
 
 # The oracle and the tables of cases lie beside this package, where tests find them by themselves.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -35,10 +35,11 @@ class Report:
     Attributes:
         algorithm: the planner's choice.
         mapping: how elements map to threads.
-        launches: of each kernel, `blocks`, `threads`, `shared_bytes` per block, `barriers` that a
-            block passed, and whether it `overlaps_previous` ones.
-        activations: `read_bytes`, `written_bytes` and histograms of the sizes of `loads` and
-            `stores` of x, y, dy and dx.
+        launches: of each kernel, `blocks`, `threads`, `shared_bytes` per block, blocks of a
+            `cluster`, `barriers` and `cluster_barriers` that were passed, and whether it is
+            `cooperative` and `overlaps_previous` ones.
+        activations: `read_bytes`, `written_bytes`, histograms of the sizes of `loads` and
+            `stores`, `bulk_copies` and their `bulk_bytes`, of x, y, dy and dx.
         vectors: the same of values per channel.
         workspace: the same of what passes between blocks and kernels.
     """
@@ -70,9 +71,27 @@ def _ops() -> Any:
     return torch.ops.fastbn_cudasim
 
 
-def _run(operator: str, arguments: tuple[Any, ...], device: str, algorithm: str, seed: int) -> Any:
+@dataclass(frozen=True)
+class Scale:
+    """A device with less of everything, on which small tensors do what large ones do.
+
+    Attributes:
+        multiprocessors: that it has; 0 for all.
+        shared_bytes: of a block at most; 0 for all.
+    """
+
+    multiprocessors: int = 0
+    shared_bytes: int = 0
+
+
+WHOLE = Scale()
+
+
+def _run(
+    operator: str, arguments: tuple[Any, ...], device: str, scale: Scale, algorithm: str, seed: int
+) -> Any:
     ops = _ops()
-    ops.configure(seed, device, algorithm)
+    ops.configure(seed, device, algorithm, scale.multiprocessors, scale.shared_bytes)
     results = getattr(ops, operator)(*arguments)
     return results, Report(**json.loads(ops.report()))
 
@@ -89,6 +108,7 @@ def forward(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     device: str = "h200",
+    scale: Scale = WHOLE,
     algorithm: str = "auto",
     seed: int = 0,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
@@ -105,6 +125,7 @@ def forward(
         momentum: weight of the batch in the running statistics; None for the average over all.
         eps: added to the variance.
         device: name of a known GPU.
+        scale: how much of it there is.
         algorithm: ``auto``, or one to force.
         seed: of the schedule.
 
@@ -114,8 +135,8 @@ def forward(
     vectors = (weight, bias, running_mean, running_var)
     if training:
         arguments = (x, *vectors, num_batches_tracked, momentum, eps)
-        return _run("batch_norm_training", arguments, device, algorithm, seed)
-    return _run("batch_norm_inference", (x, *vectors, eps, True), device, algorithm, seed)
+        return _run("batch_norm_training", arguments, device, scale, algorithm, seed)
+    return _run("batch_norm_inference", (x, *vectors, eps, True), device, scale, algorithm, seed)
 
 
 def backward(
@@ -128,6 +149,7 @@ def backward(
     training: bool = True,
     want: tuple[bool, bool, bool] = (True, True, True),
     device: str = "h200",
+    scale: Scale = WHOLE,
     algorithm: str = "auto",
     seed: int = 0,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
@@ -142,6 +164,7 @@ def backward(
         training: as in forward.
         want: which of dx, dweight and dbias to compute.
         device: see forward.
+        scale: see forward.
         algorithm: see forward.
         seed: see forward.
 
@@ -149,4 +172,4 @@ def backward(
         (dx, dweight, dbias), of no elements where not wanted, and the report.
     """
     arguments = (dy, x, weight, mean, invstd, training, *want)
-    return _run("batch_norm_backward", arguments, device, algorithm, seed)
+    return _run("batch_norm_backward", arguments, device, scale, algorithm, seed)

@@ -15,7 +15,7 @@ from typing import Any
 import tables
 import torch
 
-from . import verify
+from . import Scale, verify
 
 _LAYOUTS = {"ncs": "contiguous", "nsc": "channels_last"}
 
@@ -33,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--layout", choices=_LAYOUTS, default="ncs")
     parser.add_argument("--device", default="h200", help="a GPU that the planner knows")
+    parser.add_argument(
+        "--multiprocessors", type=int, default=0, help="of the device, if not all that it has"
+    )
+    parser.add_argument(
+        "--shared-bytes", type=int, default=0, help="of a block at most, if not all it can have"
+    )
     parser.add_argument("--algorithm", default="auto", help="auto, or one to force")
     parser.add_argument("--seeds", type=int, default=4, help="number of schedules")
     parser.add_argument("--seed", type=int, default=0, help="the first schedule")
@@ -59,6 +65,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tensors,
         training=options.op != "eval",
         device=options.device,
+        scale=Scale(options.multiprocessors, options.shared_bytes),
         algorithm=options.algorithm,
         seeds=range(options.seed, options.seed + options.seeds),
     )
@@ -85,7 +92,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "schedules": options.seeds,
         "schedules_differ": verdict.schedules_differ,
         "access_sizes": {key: _histogram(parts, key) for key in ("loads", "stores")},
+        "bulk_copies": report.activations["bulk_copies"],
+        "cluster": [launch["cluster"] for launch in report.launches],
         "barriers": [launch["barriers"] for launch in report.launches],
+        "cluster_barriers": [launch["cluster_barriers"] for launch in report.launches],
         "shared_bytes_per_block": max(launch["shared_bytes"] for launch in report.launches),
         "failures": verdict.wrong,
     }

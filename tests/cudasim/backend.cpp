@@ -4,6 +4,7 @@
 // go through the checks, the planner, the launch code and the kernels of the real one.
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <sstream>
@@ -47,14 +48,15 @@ void add(const char* name, const Problem& problem, const ChannelVector& vector, 
   register_buffer(vector.data, bytes, name, Kind::kVector, writable);
 }
 
-// The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero.
+// The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero,
+// and of its barriers no more than the top bit.
 class SimulatedWorkspace {
  public:
   explicit SimulatedWorkspace(const Plan& plan)
       : bytes_(plan.workspace_bytes), memory_(std::malloc(static_cast<size_t>(bytes_))) {
     if (bytes_ == 0) return;
     std::memset(memory_.get(), 0xff, static_cast<size_t>(bytes_));
-    std::memset(memory_.get(), 0, kCounterBytes);
+    std::memset(memory_.get(), 0, cuda::kZeroedBytes);
     register_buffer(memory_.get(), bytes_, "workspace", Kind::kWorkspace, /*writable=*/true);
   }
 
@@ -62,9 +64,10 @@ class SimulatedWorkspace {
 
   void check_counters() const {
     const auto* counters = static_cast<const unsigned*>(memory_.get());
-    for (int i = 0; bytes_ > 0 && i < cuda::kCounters; ++i) {
-      if (counters[i] != 0) {
-        throw Error("counter " + std::to_string(i) + " was left at " + std::to_string(counters[i]) +
+    for (int i = 0; bytes_ > 0 && i < 2 * cuda::kCounters; ++i) {
+      const unsigned left = i < cuda::kCounters ? counters[i] : counters[i] & 0x7fffffff;
+      if (left != 0) {
+        throw Error("counter " + std::to_string(i) + " was left at " + std::to_string(left) +
                     " instead of zero");
       }
     }
@@ -74,8 +77,6 @@ class SimulatedWorkspace {
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
-  static constexpr size_t kCounterBytes = cuda::kCounters * sizeof(unsigned);
-
   int64_t bytes_;
   std::unique_ptr<void, Free> memory_;
 };
@@ -165,21 +166,38 @@ ThreeTensors backward_op(const at::Tensor& dy, const at::Tensor& x, const Option
                              want_dbias);
 }
 
-// The schedule, the device to plan for and to simulate, and the algorithm.
-void configure(int64_t schedule, const std::string& device_name, const std::string& algorithm) {
+// The schedule, the device to plan for and to simulate, and the algorithm. With fewer
+// multiprocessors and less shared memory to a block than the device has, unless they are 0: small
+// tensors then do what large ones do.
+void configure(int64_t schedule, const std::string& device_name, const std::string& algorithm,
+               int64_t multiprocessors, int64_t shared_bytes) {
   seed(static_cast<uint64_t>(schedule));
   forced_algorithm = algorithm;
-  for (const cuda::Device& known : cuda::known_devices()) {
-    if (known.name != device_name) continue;
-    planned_device = known;
-    device().multiprocessors = known.multiprocessors;
-    device().threads_per_multiprocessor = known.threads_per_multiprocessor;
-    device().shared_per_multiprocessor = static_cast<int>(known.shared_per_multiprocessor);
-    device().shared_per_block = static_cast<int>(known.shared_per_block);
-    device().cluster_blocks = known.major >= 9 ? 16 : 1;
-    return;
+  const auto& known = cuda::known_devices();
+  const auto found = std::find_if(known.begin(), known.end(), [&](const cuda::Device& device) {
+    return device.name == device_name;
+  });
+  TORCH_CHECK_VALUE(found != known.end(), "there is no device '", device_name, "' to simulate");
+  planned_device = *found;
+  if (multiprocessors > 0) {
+    for (int& clusters : planned_device.clusters) {
+      clusters = static_cast<int>(clusters * multiprocessors / planned_device.multiprocessors);
+    }
+    planned_device.bandwidth *=
+        static_cast<double>(multiprocessors) / planned_device.multiprocessors;
+    planned_device.l2_bytes =
+        planned_device.l2_bytes * multiprocessors / planned_device.multiprocessors;
+    planned_device.multiprocessors = static_cast<int>(multiprocessors);
   }
-  TORCH_CHECK_VALUE(false, "there is no device '", device_name, "' to simulate");
+  if (shared_bytes > 0) {
+    planned_device.shared_per_multiprocessor += shared_bytes - planned_device.shared_per_block;
+    planned_device.shared_per_block = shared_bytes;
+  }
+  device().multiprocessors = planned_device.multiprocessors;
+  device().threads_per_multiprocessor = planned_device.threads_per_multiprocessor;
+  device().shared_per_multiprocessor = static_cast<int>(planned_device.shared_per_multiprocessor);
+  device().shared_per_block = static_cast<int>(planned_device.shared_per_block);
+  device().cluster_blocks = planned_device.major >= 9 ? 16 : 1;
 }
 
 std::string json(const std::array<int64_t, 5>& histogram) {
@@ -200,6 +218,7 @@ std::string json(const Traffic& traffic) {
   text << "{\"read_bytes\": " << traffic.read_bytes()
        << ", \"written_bytes\": " << traffic.written_bytes()
        << ", \"loads\": " << json(traffic.loads) << ", \"stores\": " << json(traffic.stores)
+       << ", \"bulk_copies\": " << traffic.bulk_copies << ", \"bulk_bytes\": " << traffic.bulk_bytes
        << ", \"atomics\": " << traffic.atomics << "}";
   return text.str();
 }
@@ -214,6 +233,9 @@ std::string report() {
   for (const LaunchReport& launch : report.launches) {
     text << separator << "{\"blocks\": " << launch.blocks << ", \"threads\": " << launch.threads
          << ", \"shared_bytes\": " << launch.shared_bytes << ", \"barriers\": " << launch.barriers
+         << ", \"cluster\": " << launch.cluster_blocks
+         << ", \"cluster_barriers\": " << launch.cluster_barriers
+         << ", \"cooperative\": " << (launch.cooperative ? "true" : "false")
          << ", \"overlaps_previous\": " << (launch.overlaps_previous ? "true" : "false") << "}";
     separator = ", ";
   }
@@ -242,7 +264,9 @@ TORCH_LIBRARY(fastbn_cudasim, library) {
       "bool training, bool want_dx, bool want_dweight, bool want_dbias) -> "
       "(Tensor dx, Tensor dweight, Tensor dbias)",
       fastbn::cudasim::backward_op);
-  library.def("configure(int schedule, str device, str algorithm) -> ()",
-              fastbn::cudasim::configure);
+  library.def(
+      "configure(int schedule, str device, str algorithm, int multiprocessors, int shared_bytes) "
+      "-> ()",
+      fastbn::cudasim::configure);
   library.def("report() -> str", fastbn::cudasim::report);
 }

@@ -13,6 +13,9 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
+# Files of csrc/cuda that know no CUDA.
+PLANNER = ("plan", "candidates", "cost", "devices", "mapping", "request")
+
 # A compromise of building and running.
 _FLAGS = ["-O1", "-g1", "-Wall", "-Wno-unknown-pragmas"]
 
@@ -26,7 +29,7 @@ def sources(root: Path) -> list[Path]:
         *sorted((cudasim / "cudasim").glob("*.cpp")),
         csrc / "ops.cpp",
         csrc / "checks.cpp",
-        *(csrc / "cuda" / f"{name}.cpp" for name in ("plan", "devices", "request")),
+        *(csrc / "cuda" / f"{name}.cpp" for name in PLANNER),
     ]
 
 

@@ -9,7 +9,7 @@ import reference
 import torch
 from tolerances import assert_near
 
-from . import Report, backward, forward
+from . import WHOLE, Report, Scale, backward, forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,7 @@ def verify_forward(
     *,
     training: bool = True,
     device: str = "h200",
+    scale: Scale = WHOLE,
     algorithm: str = "auto",
     seeds: range = range(1),
     condition: float = 1.0,
@@ -93,6 +94,7 @@ def verify_forward(
         tensors: the arguments; left as they are.
         training: whether to normalise by the batch's statistics.
         device: name of a known GPU.
+        scale: how much of it there is.
         algorithm: ``auto``, or one to force.
         seeds: of the schedules.
         condition: see tolerances.CONDITION.
@@ -113,6 +115,7 @@ def verify_forward(
             momentum=MOMENTUM,
             eps=EPS,
             device=device,
+            scale=scale,
             algorithm=algorithm,
             seed=seed,
         )
@@ -140,6 +143,7 @@ def verify_backward(
     training: bool = True,
     want: tuple[bool, bool, bool] = (True, True, True),
     device: str = "h200",
+    scale: Scale = WHOLE,
     algorithm: str = "auto",
     seeds: range = range(1),
     condition: float = 1.0,
@@ -151,6 +155,7 @@ def verify_backward(
         training: see verify_forward.
         want: which of dx, dweight and dbias to compute.
         device: see verify_forward.
+        scale: see verify_forward.
         algorithm: see verify_forward.
         seeds: see verify_forward.
         condition: see verify_forward.
@@ -173,6 +178,7 @@ def verify_backward(
             training=training,
             want=want,
             device=device,
+            scale=scale,
             algorithm=algorithm,
             seed=seed,
         )

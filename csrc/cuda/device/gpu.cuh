@@ -16,8 +16,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <mutex>
-#include <unordered_map>
 
 #include "../../problem.h"
 
@@ -49,9 +47,78 @@ FASTBN_DEVICE void sync_block() { __syncthreads(); }
 // Makes what this thread wrote visible to other blocks before anything it does later.
 FASTBN_DEVICE void fence_device() { __threadfence(); }
 
+// --- Within a warp -------------------------------------------------------------------------------
+
+constexpr int kWarpThreads = 32;
+
+FASTBN_DEVICE void sync_warp() { __syncwarp(); }
+
+// The value of the thread `delta` lanes further, or the own one where the warp ends before it. All
+// threads of the warp must call.
+template <typename T>
+FASTBN_DEVICE T shuffle_down(const T& value, int delta) {
+  static_assert(sizeof(T) % sizeof(unsigned) == 0);
+  constexpr int kWords = sizeof(T) / sizeof(unsigned);
+  T result;
+  const unsigned* from = reinterpret_cast<const unsigned*>(&value);
+  unsigned* to = reinterpret_cast<unsigned*>(&result);
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) to[i] = __shfl_down_sync(0xffffffff, from[i], delta);
+  return result;
+}
+
+// --- Clusters of blocks --------------------------------------------------------------------------
+
+// Waits for all threads of the cluster; what they wrote before is visible after. Until the first
+// one a block may not have started, and after the last one it may have returned: its shared memory
+// is there for the others only in between.
+FASTBN_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+
+// Where a block of the cluster has what the calling block has at `own`, in shared memory.
+template <typename T>
+FASTBN_DEVICE T* peer_shared(T* own, [[maybe_unused]] int rank) {
+#if __CUDA_ARCH__ >= 900
+  T* peer;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(own), "r"(rank));
+  return peer;
+#else
+  return own;
+#endif
+}
+
+// --- Across the grid -----------------------------------------------------------------------------
+
 // Adds one to a counter, which wraps to zero after `last`. Returns the value before.
 FASTBN_DEVICE unsigned count_up(unsigned* counter, unsigned last) {
   return atomicInc(counter, last);
+}
+
+// Adds to a counter after everything this thread wrote, and what it knew to be written, is visible
+// to those who load_acquire() the sum. Returns the value before.
+FASTBN_DEVICE unsigned add_release(unsigned* counter, unsigned value) {
+  unsigned before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(value)
+               : "memory");
+  return before;
+}
+
+// Reads a counter that other blocks change by add_release() or count_up().
+FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(address))
+               : "memory");
+  return value;
 }
 
 // --- Global memory -------------------------------------------------------------------------------
@@ -184,53 +251,6 @@ FASTBN_DEVICE void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
-}
-
-// --- Launching -----------------------------------------------------------------------------------
-
-using Stream = cudaStream_t;
-
-struct LaunchShape {
-  int64_t blocks;
-  int threads;
-  int shared_bytes;
-  bool overlaps_previous;  // calls wait_for_previous_kernel()
-};
-
-// Whether a kernel's machine code has griddepcontrol: a GPU of 9.0 may run code that was compiled
-// for less.
-inline bool can_overlap(const void* kernel) {
-  static std::mutex mutex;
-  static std::unordered_map<const void*, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(kernel);
-  if (found != known.end()) return found->second;
-  cudaFuncAttributes attributes;
-  const bool can =
-      cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
-  return known.emplace(kernel, can).first->second;
-}
-
-// Null, or what is wrong.
-template <typename... Parameters>
-const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
-                   const Parameters&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
-  config.stream = stream;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  const bool overlaps =
-      shape.overlaps_previous && can_overlap(reinterpret_cast<const void*>(kernel));
-  config.numAttrs = overlaps ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // reported here, and not to whoever asks next
-  return cudaGetErrorString(error);
 }
 
 }  // namespace fastbn::gpu

@@ -10,11 +10,23 @@
 namespace fastbn::cuda {
 
 // Merges the values of all rows of threads, column by column, as a tree. Row 0 returns the result.
-// All threads of the block call this; those with row >= rows have nothing to add. Each row has its
+// All threads of the block call this; those with row >= rows have nothing to add, and a Value says
+// so. Where warps consist of whole rows, each merges its own first. Every row that is left has its
 // own place in `scratch`, which is free again on return: one barrier per level is enough.
 template <typename Value>
 FASTBN_DEVICE Value reduce_rows(Value value, int rows, int row, int columns, int column,
                                 Value* scratch) {
+  if (gpu::kWarpThreads % columns == 0) {
+    const int lane = gpu::thread_index() % gpu::kWarpThreads;
+#pragma unroll 1
+    for (int delta = gpu::kWarpThreads / 2; delta >= columns; delta /= 2) {
+      const Value further = gpu::shuffle_down(value, delta);
+      if (lane < delta) value.merge(further);
+    }
+    const int rows_per_warp = gpu::kWarpThreads / columns;
+    rows = (rows + rows_per_warp - 1) / rows_per_warp;
+    row = lane < columns ? gpu::thread_index() / gpu::kWarpThreads : rows;
+  }
   while (rows > 1) {
     const int kept = (rows + 1) / 2;
     if (row >= kept && row < rows) scratch[(row - 1) * columns + column] = value;

@@ -29,9 +29,16 @@ FASTBN_DEVICE uint32_t divide(uint32_t dividend, const Divider& by) {
   return (high + dividend) >> by.shift;
 }
 
-// The first item of a part; that of the part behind the last is their number.
-FASTBN_DEVICE int64_t part_begin(const Geometry& geometry, int part) {
-  return geometry.items * part / geometry.parts;
+// Some of a slab's items, from one to before another.
+struct Items {
+  int64_t begin, end;
+
+  FASTBN_DEVICE int count() const { return static_cast<int>(end - begin); }
+};
+
+// Those of a part.
+FASTBN_DEVICE Items part_items(const Geometry& geometry, int part) {
+  return {geometry.items * part / geometry.parts, geometry.items * (part + 1) / geometry.parts};
 }
 
 // --- Vectors of channels -------------------------------------------------------------------------
@@ -116,6 +123,32 @@ struct Moments {
   FASTBN_DEVICE static Moments from(const acc_t (&fields)[kFields]) {
     static_assert(kLanes == 1);
     return {fields[0], {fields[1]}, {fields[2]}};
+  }
+};
+
+// Moments of a channel whose mean is counted from a value of its own, near it.
+template <typename acc_t>
+struct LocatedMoments {
+  static constexpr int kFields = 4;
+
+  Moments<acc_t, 1> moments;
+  acc_t reference = 0;
+
+  FASTBN_DEVICE void merge(const LocatedMoments& other) {
+    if (moments.count == 0) reference = other.reference;
+    Moments<acc_t, 1> moved = other.moments;
+    moved.mean[0] += other.reference - reference;
+    moments.merge(moved);
+  }
+
+  FASTBN_DEVICE void fields(acc_t (&to)[kFields]) const {
+    to[0] = moments.count;
+    to[1] = moments.mean[0];
+    to[2] = moments.m2[0];
+    to[3] = reference;
+  }
+  FASTBN_DEVICE static LocatedMoments from(const acc_t (&fields)[kFields]) {
+    return {{fields[0], {fields[1]}, {fields[2]}}, fields[3]};
   }
 };
 

@@ -26,24 +26,40 @@ struct Shared {
       coefficients[i * geometry.slab_channels + channel] = given.values[i];
     }
   }
+  template <int kCount>
+  FASTBN_DEVICE Coefficients<acc_t, kCount> get(const Geometry& geometry, int channel) const {
+    Coefficients<acc_t, kCount> found;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      found.values[i] = coefficients[i * geometry.slab_channels + channel];
+    }
+    return found;
+  }
 };
 
+// The mapping of a block where nothing resides.
+template <typename Mapping>
+FASTBN_DEVICE Mapping block_mapping(const Problem& problem, const Geometry& geometry, int block) {
+  return Mapping(problem, geometry, block % geometry.slabs, block / geometry.slabs);
+}
+
 // Thread `channel` gets the moments of the part's elements of that channel, the mean counted from
-// `reference`, which it gets too.
+// the reference that it leaves in shared memory, with weight and bias.
 template <typename Mapping, typename acc_t>
 FASTBN_DEVICE Moments<acc_t, 1> block_moments(const Mapping& mapping, const Geometry& geometry,
-                                              const Activation& x, const Shared<acc_t>& shared,
-                                              acc_t& reference) {
+                                              const TrainingForward& op, Shared<acc_t>& shared) {
   const int channel = gpu::thread_index();
-  reference = 0;
   if (channel < mapping.channels()) {
-    const auto* data = static_cast<const typename Mapping::scalar_t*>(x.data);
-    reference = gpu::widen(gpu::load<gpu::Reuse::kLikely>(data + mapping.origin(x, channel)));
-    shared.coefficients[channel] = reference;
+    const auto* data = static_cast<const typename Mapping::scalar_t*>(op.x.data);
+    const acc_t reference =
+        gpu::widen(gpu::load<gpu::Reuse::kLikely>(data + mapping.origin(op.x, channel)));
+    shared.put(geometry, channel,
+               read_parameters(op, mapping.first_channel() + channel, reference));
   }
+  GatherMoments<Mapping> step(op.x);
+  gather(mapping, part_items(geometry, mapping.part()), step);
   gpu::sync_block();
-  const auto moments = gather_moments(mapping, x, shared.coefficients);
-  return merge_block(mapping, geometry, moments, shared.scratch);
+  return merge_block(mapping, geometry, step.result(mapping, shared.coefficients), shared.scratch);
 }
 
 // Thread `channel` gets the sums of the part's elements of that channel. With given statistics dx
@@ -57,9 +73,10 @@ FASTBN_DEVICE GradSums<acc_t, 1> block_gradients(const Mapping& mapping, const G
     shared.put(geometry, channel, given_gradient<acc_t>(op, mapping.first_channel() + channel));
   }
   gpu::sync_block();
-  const auto sums =
-      gather_gradients(mapping, op, shared.coefficients, geometry.slab_channels, epilogue);
-  return merge_block(mapping, geometry, sums, shared.scratch);
+  GatherGradients<Mapping, Epilogue> step(mapping, op, shared.coefficients, geometry.slab_channels,
+                                          epilogue);
+  gather(mapping, part_items(geometry, mapping.part()), step);
+  return merge_block(mapping, geometry, step.result(), shared.scratch);
 }
 
 }  // namespace fastbn::cuda

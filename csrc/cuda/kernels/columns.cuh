@@ -20,14 +20,16 @@ class Columns {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = kWidth;
+  static constexpr bool kHolds =
+      kWidth * sizeof(scalar_t) == kVectorBytes;  // stages in shared memory
   static constexpr Occupancy kOccupancy = kColumnsOccupancy;
 
   // Refers to its arguments: parameters of the kernel cost no registers.
-  FASTBN_DEVICE Columns(const Problem& problem, const Geometry& geometry, int block)
+  FASTBN_DEVICE Columns(const Problem& problem, const Geometry& geometry, int slab, int part)
       : problem_(problem),
         geometry_(geometry),
-        part_(block / geometry.slabs),
-        slab_(block % geometry.slabs),
+        slab_(slab),
+        part_(part),
         row_(gpu::thread_index() / geometry.vectors),
         vector_(gpu::thread_index() % geometry.vectors) {}
 
@@ -54,19 +56,20 @@ class Columns {
     return step == 1 ? column % geometry_.slab_channels : column / step;
   }
 
-  // Where the first element of a channel of the slab lies.
+  // Where the first element of a channel lies in the slab's first row.
+  FASTBN_DEVICE int first_element(int channel) const { return channel * geometry_.channel_step; }
+  // And in an activation.
   FASTBN_DEVICE int64_t origin(const Activation&, int channel) const {
     return (first_channel() + channel) * geometry_.channel_step;
   }
 
-  // Calls body(chunk) for all elements of this thread's columns in its rows of the part, in order
-  // of memory or from the end.
+  // Calls body(chunk) for all elements of this thread's columns in its rows of these, in order of
+  // memory or from the end.
   template <int kVectors, bool kReverse, typename Body>
-  FASTBN_DEVICE void for_each(const Body& body) const {
-    const int64_t first = part_begin(geometry_, part_) + row_;
-    const int64_t end = part_begin(geometry_, part_ + 1);
-    if (!active() || first >= end) return;
-    const int own_rows = static_cast<int>((end - first + rows() - 1) / rows());
+  FASTBN_DEVICE void for_each(const Items& items, Body& body) const {
+    const int64_t first = items.begin + row_;
+    if (!active() || first >= items.end) return;
+    const int own_rows = static_cast<int>((items.end - first + rows() - 1) / rows());
     const int chunks = own_rows / kVectors;
     const int64_t step = rows() * geometry_.matrix_columns;
     const int64_t start = first * geometry_.matrix_columns + column();
@@ -86,6 +89,44 @@ class Columns {
     }
   }
 
+  // The same of a stage: items that lie one after another at `held`.
+  template <int kVectors, typename Body>
+  FASTBN_DEVICE void for_each_held(const Items& items, unsigned char* held, Body& body) const {
+    if (!active()) return;
+    const int stage_bytes = geometry_.residence.stage_bytes;
+    const int row_bytes = geometry_.vectors * kVectorBytes;
+    const int64_t step = rows() * geometry_.matrix_columns;
+    int64_t offset = (items.begin + row_) * geometry_.matrix_columns + column();
+    held += row_ * row_bytes + vector_ * kVectorBytes;
+    int left = items.count() - row_;
+#pragma unroll 1
+    for (; left > (kVectors - 1) * rows(); left -= kVectors * rows()) {
+      body(HeldChunk<scalar_t, kVectors, kWidth, EvenPlaces>({offset, step}, held,
+                                                             rows() * row_bytes, stage_bytes));
+      offset += kVectors * step;
+      held += kVectors * rows() * row_bytes;
+    }
+#pragma unroll 1
+    for (; left > 0; left -= rows()) {
+      body(HeldChunk<scalar_t, 1, kWidth, EvenPlaces>({offset, step}, held, 0, stage_bytes));
+      offset += step;
+      held += rows() * row_bytes;
+    }
+  }
+
+  // The adjacent elements that these consist of: a row each.
+  FASTBN_DEVICE int runs(const Items& items) const { return items.count(); }
+  FASTBN_DEVICE Run run(const Items& items, int index) const {
+    const int64_t first = int64_t{slab_} * geometry_.vectors * kWidth;
+    const int64_t left = (geometry_.matrix_columns - first) / kWidth;
+    const int64_t vectors = left < geometry_.vectors ? left : geometry_.vectors;
+    return {(items.begin + index) * geometry_.matrix_columns + first,
+            index * geometry_.vectors * kVectorBytes, static_cast<int>(vectors) * kVectorBytes};
+  }
+  FASTBN_DEVICE int bytes(const Items& items) const {
+    return items.count() == 0 ? 0 : items.count() * run(items, 0).bytes;
+  }
+
  private:
   FASTBN_DEVICE int64_t column() const {
     return (int64_t{slab_} * geometry_.vectors + vector_) * kWidth;
@@ -93,7 +134,7 @@ class Columns {
 
   const Problem& problem_;
   const Geometry& geometry_;
-  int part_, slab_;
+  int slab_, part_;
   int row_, vector_;
 };
 

@@ -16,13 +16,11 @@ class Segments {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = 1;
+  static constexpr bool kHolds = true;  // stages in shared memory
   static constexpr Occupancy kOccupancy = kSegmentsOccupancy;
 
-  FASTBN_DEVICE Segments(const Problem& problem, const Geometry& geometry, int block)
-      : problem_(problem),
-        geometry_(geometry),
-        part_(block / geometry.slabs),
-        channel_(block % geometry.slabs) {}
+  FASTBN_DEVICE Segments(const Problem& problem, const Geometry& geometry, int slab, int part)
+      : problem_(problem), geometry_(geometry), channel_(slab), part_(part) {}
 
   FASTBN_DEVICE int part() const { return part_; }
   FASTBN_DEVICE int slab() const { return channel_; }
@@ -36,13 +34,14 @@ class Segments {
 
   FASTBN_DEVICE bool active() const { return true; }
   FASTBN_DEVICE int channel_of(int) const { return 0; }
+  FASTBN_DEVICE int first_element(int) const { return 0; }
   FASTBN_DEVICE int64_t origin(const Activation&, int) const { return channel_ * problem_.spatial; }
 
   template <int kVectors, bool kReverse, typename Body>
-  FASTBN_DEVICE void for_each(const Body& body) const {
+  FASTBN_DEVICE void for_each(const Items& items, Body& body) const {
     const int threads = gpu::block_threads();
     const int thread = gpu::thread_index();
-    const Range range(geometry_, part_);
+    const Range range(geometry_, items);
     const int chunks = (range.items + threads * kVectors - 1) / (threads * kVectors);
 #pragma unroll 1
     for (int i = 0; i < chunks; ++i) {
@@ -66,18 +65,61 @@ class Segments {
     }
   }
 
+  // Of a stage, whose windows lie one after another at `held`. All windows are whole.
+  template <int kVectors, typename Body>
+  FASTBN_DEVICE void for_each_held(const Items& items, unsigned char* held, Body& body) const {
+    const int stage_bytes = geometry_.residence.stage_bytes;
+    const int threads = gpu::block_threads();
+    const Range range(geometry_, items);
+    int item = gpu::thread_index();
+#pragma unroll 1
+    for (; item + (kVectors - 1) * threads < range.items; item += kVectors * threads) {
+      ListedPlaces<kVectors> places;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        places.offsets[v] = window(range, item + v * threads).offset;
+      }
+      body(HeldChunk<scalar_t, kVectors, kWidth, ListedPlaces<kVectors>>(
+          places, held + item * kVectorBytes, threads * kVectorBytes, stage_bytes));
+    }
+#pragma unroll 1
+    for (; item < range.items; item += threads) {
+      body(HeldChunk<scalar_t, 1, kWidth, EvenPlaces>({window(range, item).offset, 0},
+                                                      held + item * kVectorBytes, 0, stage_bytes));
+    }
+  }
+
+  // The adjacent windows that these consist of: those of one sample each.
+  FASTBN_DEVICE int runs(const Items& items) const {
+    const Range range(geometry_, items);
+    const uint32_t last = range.first_window + static_cast<uint32_t>(range.items) - 1;
+    return range.items == 0 ? 0 : static_cast<int>(divide(last, geometry_.windows)) + 1;
+  }
+  FASTBN_DEVICE Run run(const Items& items, int index) const {
+    const Range range(geometry_, items);
+    const int windows = static_cast<int>(geometry_.windows.divisor);
+    const int skipped = static_cast<int>(range.first_window);
+    const int begin = index == 0 ? 0 : index * windows - skipped;
+    const int after = (index + 1) * windows - skipped;
+    const int end = after < range.items ? after : range.items;
+    return {window(range, begin).offset, begin * kVectorBytes, (end - begin) * kVectorBytes};
+  }
+  FASTBN_DEVICE int bytes(const Items& items) const { return items.count() * kVectorBytes; }
+
  private:
-  // The windows of a part, counted on from those of its first sample.
+  // Windows, counted on from those of the first one's sample.
   struct Range {
     int64_t first_sample;
     uint32_t first_window;
     int items;
 
-    FASTBN_DEVICE Range(const Geometry& geometry, int part) {
-      const int64_t begin = part_begin(geometry, part);
-      first_sample = begin / geometry.windows.divisor;
-      first_window = static_cast<uint32_t>(begin - first_sample * geometry.windows.divisor);
-      items = static_cast<int>(part_begin(geometry, part + 1) - begin);
+    FASTBN_DEVICE Range(const Geometry& geometry, const Items& range) {
+      // The usual case at a fraction of the instructions.
+      first_sample = geometry.items <= INT32_MAX
+                         ? divide(static_cast<uint32_t>(range.begin), geometry.windows)
+                         : range.begin / geometry.windows.divisor;
+      first_window = static_cast<uint32_t>(range.begin - first_sample * geometry.windows.divisor);
+      items = range.count();
     }
   };
 
@@ -104,7 +146,7 @@ class Segments {
   }
 
   template <typename Body>
-  FASTBN_DEVICE void piece_by_piece(const Window& window, const Body& body) const {
+  FASTBN_DEVICE void piece_by_piece(const Window& window, Body& body) const {
     if (window.whole()) {
       body(Chunk<scalar_t, 1, kWidth, EvenPlaces>{{window.offset, 0}});
       return;
@@ -117,7 +159,7 @@ class Segments {
 
   const Problem& problem_;
   const Geometry& geometry_;
-  int part_, channel_;
+  int channel_, part_;
 };
 
 }  // namespace fastbn::cuda

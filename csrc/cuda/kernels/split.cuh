@@ -53,15 +53,18 @@ split_statistics(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry 
                  FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
   gpu::allow_next_kernel();
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  acc_t reference;
-  Moments<acc_t, 1> moments = block_moments(mapping, geometry, op.x, shared, reference);
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
+  Shared<acc_t> shared(geometry);
+  Moments<acc_t, 1> moments = block_moments(mapping, geometry, op, shared);
   const int64_t channels = op.problem.channels;
   if (!merge_parts<acc_t>(mapping, geometry, workspace, channels, moments, shared.scratch)) return;
-  if (gpu::thread_index() >= mapping.channels()) return;
-  const int64_t channel = mapping.first_channel() + gpu::thread_index();
-  save(workspace, channels, channel, finish_statistics(op, channel, moments, reference));
+  const int thread = gpu::thread_index();
+  if (thread >= mapping.channels()) return;
+  const int64_t channel = mapping.first_channel() + thread;
+  const auto parameters = shared.template get<3>(geometry, thread);
+  const Statistics<acc_t> statistics(op, moments, parameters.values[kReference]);
+  save(workspace, channels, channel, statistics.affine(parameters));
+  statistics.save(op, channel);
 }
 
 template <typename Mapping, typename Epilogue>
@@ -71,10 +74,12 @@ split_normalise(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry g
   gpu::wait_for_previous_kernel();
   const int block = gpu::grid_blocks() - 1 - gpu::block_index();
   if (block == 0) count_batch(op);
-  const Mapping mapping(op.problem, geometry, block);
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
   Shared<typename Mapping::acc_t> shared(geometry);
   fetch<3>(workspace, op.problem.channels, mapping, geometry, shared);
-  normalise(mapping, op.x, op.y, shared.coefficients, geometry.slab_channels, epilogue);
+  apply(mapping, part_items(geometry, mapping.part()),
+        Normalise<Mapping, Epilogue>(mapping, op.x, op.y, shared.coefficients,
+                                     geometry.slab_channels, epilogue));
 }
 
 template <typename Mapping, typename Epilogue>
@@ -82,7 +87,7 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 inference(FASTBN_PARAMETER InferenceForward op, FASTBN_PARAMETER Geometry geometry,
           FASTBN_PARAMETER Epilogue epilogue) {
   using acc_t = typename Mapping::acc_t;
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
   const int channel = gpu::thread_index();
   if (channel < mapping.channels()) {
@@ -90,7 +95,9 @@ inference(FASTBN_PARAMETER InferenceForward op, FASTBN_PARAMETER Geometry geomet
                given_statistics<acc_t>(op, mapping.first_channel() + channel, mapping.part() == 0));
   }
   gpu::sync_block();
-  normalise(mapping, op.x, op.y, shared.coefficients, geometry.slab_channels, epilogue);
+  apply(mapping, part_items(geometry, mapping.part()),
+        Normalise<Mapping, Epilogue>(mapping, op.x, op.y, shared.coefficients,
+                                     geometry.slab_channels, epilogue));
 }
 
 template <typename Mapping, typename Epilogue>
@@ -99,14 +106,17 @@ split_gradients(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry
                 FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER Epilogue epilogue) {
   using acc_t = typename Mapping::acc_t;
   gpu::allow_next_kernel();
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
   GradSums<acc_t, 1> sums = block_gradients(mapping, geometry, op, shared, epilogue);
   const int64_t channels = op.problem.channels;
   if (!merge_parts<acc_t>(mapping, geometry, workspace, channels, sums, shared.scratch)) return;
-  if (gpu::thread_index() >= mapping.channels()) return;
-  const int64_t channel = mapping.first_channel() + gpu::thread_index();
-  save(workspace, channels, channel, finish_gradient(op, channel, sums));
+  const int thread = gpu::thread_index();
+  if (thread >= mapping.channels()) return;
+  const int64_t channel = mapping.first_channel() + thread;
+  const auto given = shared.template get<kCoefficients>(geometry, thread);
+  save(workspace, channels, channel, training_gradient(op, given, sums));
+  save_gradients(op, channel, given.values[kInvstd], sums);
 }
 
 template <typename Mapping, typename Epilogue>
@@ -114,10 +124,13 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 split_differentiate(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
                     FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER Epilogue epilogue) {
   gpu::wait_for_previous_kernel();
-  const Mapping mapping(op.problem, geometry, gpu::grid_blocks() - 1 - gpu::block_index());
+  const auto mapping =
+      block_mapping<Mapping>(op.problem, geometry, gpu::grid_blocks() - 1 - gpu::block_index());
   Shared<typename Mapping::acc_t> shared(geometry);
   fetch<kCoefficients>(workspace, op.problem.channels, mapping, geometry, shared);
-  differentiate(mapping, op, shared.coefficients, geometry.slab_channels, epilogue);
+  apply(mapping, part_items(geometry, mapping.part()),
+        Differentiate<Mapping, Epilogue>(mapping, op, shared.coefficients, geometry.slab_channels,
+                                         epilogue));
 }
 
 // dx with given statistics, and nothing else.
@@ -125,14 +138,15 @@ template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 inference_gradient(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) {
   using acc_t = typename Mapping::acc_t;
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
   const int channel = gpu::thread_index();
   if (channel < mapping.channels()) {
     shared.put(geometry, channel, given_gradient<acc_t>(op, mapping.first_channel() + channel));
   }
   gpu::sync_block();
-  scale_gradient(mapping, op, shared.coefficients, geometry.slab_channels);
+  apply(mapping, part_items(geometry, mapping.part()),
+        ScaleGradient<Mapping>(mapping, op, shared.coefficients, geometry.slab_channels));
 }
 
 }  // namespace fastbn::cuda

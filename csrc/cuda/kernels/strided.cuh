@@ -14,13 +14,11 @@ class Strided {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = 1;
+  static constexpr bool kHolds = false;  // stages in shared memory
   static constexpr Occupancy kOccupancy = kStridedOccupancy;
 
-  FASTBN_DEVICE Strided(const Problem& problem, const Geometry& geometry, int block)
-      : problem_(problem),
-        geometry_(geometry),
-        part_(block / geometry.slabs),
-        channel_(block % geometry.slabs) {}
+  FASTBN_DEVICE Strided(const Problem& problem, const Geometry& geometry, int slab, int part)
+      : problem_(problem), geometry_(geometry), channel_(slab), part_(part) {}
 
   FASTBN_DEVICE int part() const { return part_; }
   FASTBN_DEVICE int slab() const { return channel_; }
@@ -40,11 +38,10 @@ class Strided {
 
   // One element at a time, whatever kVectors: strides leave no registers for more.
   template <int kVectors, bool kReverse, typename Body>
-  FASTBN_DEVICE void for_each(const Body& body) const {
-    const int64_t end = part_begin(geometry_, part_ + 1);
-    int64_t element = part_begin(geometry_, part_) + gpu::thread_index();
+  FASTBN_DEVICE void for_each(const Items& items, Body& body) const {
+    int64_t element = items.begin + gpu::thread_index();
 #pragma unroll 1
-    for (; element < end; element += gpu::block_threads()) {
+    for (; element < items.end; element += gpu::block_threads()) {
       body(Chunk<scalar_t, 1, 1, Places>{{problem_, channel_, element}});
     }
   }
@@ -71,7 +68,7 @@ class Strided {
 
   const Problem& problem_;
   const Geometry& geometry_;
-  int part_, channel_;
+  int channel_, part_;
 };
 
 }  // namespace fastbn::cuda

@@ -18,17 +18,20 @@ tiny_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geom
              FASTBN_PARAMETER Epilogue epilogue) {
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op);
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
-  acc_t reference;
-  const Moments<acc_t, 1> moments = block_moments(mapping, geometry, op.x, shared, reference);
+  const Moments<acc_t, 1> moments = block_moments(mapping, geometry, op, shared);
   const int channel = gpu::thread_index();
   if (channel < mapping.channels()) {
-    shared.put(geometry, channel,
-               finish_statistics(op, mapping.first_channel() + channel, moments, reference));
+    const auto parameters = shared.template get<3>(geometry, channel);
+    const Statistics<acc_t> statistics(op, moments, parameters.values[kReference]);
+    shared.put(geometry, channel, statistics.affine(parameters));
+    statistics.save(op, mapping.first_channel() + channel);
   }
   gpu::sync_block();
-  normalise(mapping, op.x, op.y, shared.coefficients, geometry.slab_channels, epilogue);
+  apply(mapping, part_items(geometry, mapping.part()),
+        Normalise<Mapping, Epilogue>(mapping, op.x, op.y, shared.coefficients,
+                                     geometry.slab_channels, epilogue));
 }
 
 template <typename Mapping, typename Epilogue>
@@ -36,15 +39,19 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 tiny_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
               FASTBN_PARAMETER Epilogue epilogue) {
   using acc_t = typename Mapping::acc_t;
-  const Mapping mapping(op.problem, geometry, gpu::block_index());
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
   const GradSums<acc_t, 1> sums = block_gradients(mapping, geometry, op, shared, epilogue);
   const int channel = gpu::thread_index();
   if (channel < mapping.channels()) {
-    shared.put(geometry, channel, finish_gradient(op, mapping.first_channel() + channel, sums));
+    const auto given = shared.template get<kCoefficients>(geometry, channel);
+    shared.put(geometry, channel, training_gradient(op, given, sums));
+    save_gradients(op, mapping.first_channel() + channel, given.values[kInvstd], sums);
   }
   gpu::sync_block();
-  differentiate(mapping, op, shared.coefficients, geometry.slab_channels, epilogue);
+  apply(mapping, part_items(geometry, mapping.part()),
+        Differentiate<Mapping, Epilogue>(mapping, op, shared.coefficients, geometry.slab_channels,
+                                         epilogue));
 }
 
 }  // namespace fastbn::cuda

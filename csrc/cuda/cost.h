@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// How long a plan takes.
+#pragma once
+
+#include "plan.h"
+
+namespace fastbn::cuda {
+
+// In seconds of the device's time. A model to tell plans apart, not a promise.
+double predict_seconds(const Request& request, const Device& device, const Plan& plan);
+
+// Blocks of a plan that share a multiprocessor at most.
+int64_t slots(const Device& device, Mapping mapping);
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// How the elements of a problem map to threads: the part of planning that asks nothing of a device.
+#pragma once
+
+#include "plan.h"
+
+namespace fastbn::cuda {
+
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t multiple) {
+  return ceil_divide(a, multiple) * multiple;
+}
+
+// The mapping and its slabs, in one part each. Where there is a choice, slabs are as wide as ever
+// useful, and half as wide for each time that they are narrowed.
+Geometry map_elements(const Request& request, int narrowed = 0);
+// As often as that makes a difference.
+constexpr int kNarrowest = 3;
+
+// How much of an SM the kernels of a mapping are compiled for.
+Occupancy occupancy(Mapping mapping);
+
+// Bytes of one activation in an item of a slab, and in a slab.
+int64_t item_bytes(const Problem& problem, const Geometry& geometry);
+int64_t slab_bytes(const Problem& problem, const Geometry& geometry);
+
+// Bytes that lie one after another in a slab.
+int64_t run_bytes(const Problem& problem, const Geometry& geometry);
+
+// Whether all elements are in whole, aligned vectors.
+bool has_whole_vectors(const Problem& problem, const Geometry& geometry);
+
+}  // namespace fastbn::cuda

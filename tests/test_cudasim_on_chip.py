@@ -1,0 +1,199 @@
+"""Kernels that keep tensors in shared memory, on the simulated GPU.
+
+On a device with few multiprocessors and little shared memory small tensors do what large ones do on
+a whole one: several slabs to a team, stages that go round the ring, items that find no room.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cudasim
+import pytest
+import tables
+import torch
+from cudasim import Scale
+from cudasim.verify import Verdict, verify_backward, verify_forward
+from test_cudasim import assert_right, command_line
+from tolerances import CONDITION
+
+ALGORITHMS = ("resident", "cluster", "grid")
+SCHEDULES = range(3)
+SMALL = Scale(multiprocessors=8, shared_bytes=48 << 10)
+OPERATIONS = {"forward": verify_forward, "backward": verify_backward}
+
+# By the mapping that they are for.
+INPUTS = {
+    "segments": ((6, 40, 16, 24), "contiguous"),
+    "segments, one window": ((40, 24, 8), "contiguous"),
+    "small segments": ((8, 64, 7, 7), "contiguous"),
+    "small segments, last slab narrow": ((6, 36, 14, 14), "contiguous"),
+    "channels last": ((6, 72, 9, 9), "channels_last"),
+    "channels last, 3-D": ((2, 64, 5, 6, 7), "channels_last"),
+    "folded": ((4, 5, 16, 16), "channels_last"),
+    "matrix": ((300, 264), "contiguous"),
+}
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def run(
+    op: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, **options: Any
+) -> Verdict:
+    case = tables.Case("on chip", shape, layout, dtype)
+    return OPERATIONS[op](tables.make(case), **{"scale": SMALL, "seeds": SCHEDULES, **options})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_results(op: str, algorithm: str, name: str, dtype: torch.dtype) -> None:
+    shape, layout = INPUTS[name]
+    verdict = run(op, shape, layout, dtype, algorithm=algorithm)
+    assert_right(verdict)
+    report = verdict.report
+    assert report.algorithm == algorithm
+    (launch,) = report.launches
+    assert (launch["cluster"] > 1) == (algorithm == "cluster")
+    assert launch["cooperative"] == (algorithm == "grid")
+    assert set(report.activations["stores"]) == {"16"}
+
+
+@pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_resident_without_a_copy_engine(name: str, device: str) -> None:
+    """Threads copy vector by vector."""
+    shape, layout = INPUTS[name]
+    for op in OPERATIONS:
+        verdict = run(op, shape, layout, torch.bfloat16, algorithm="resident", device=device)
+        assert_right(verdict)
+        assert verdict.report.activations["bulk_copies"] == 0
+
+
+# Of a device, multiprocessors and kilobytes of shared memory; and a tensor.
+CLUSTERS = [
+    (8, 48, (8, 64, 14, 14), "contiguous"),
+    (8, 48, (8, 64, 14, 14), "channels_last"),
+    (128, 64, (40, 24, 32, 32), "contiguous"),
+    (128, 64, (5, 96, 16, 16), "channels_last"),
+]
+
+
+def test_sizes_of_clusters() -> None:
+    """Few channels on a large device take many blocks each, and many on a small one few."""
+    sizes = set()
+    for multiprocessors, kilobytes, shape, layout in CLUSTERS:
+        scale = Scale(multiprocessors, kilobytes << 10)
+        for op in OPERATIONS:
+            verdict = run(op, shape, layout, torch.bfloat16, algorithm="cluster", scale=scale)
+            assert_right(verdict)
+            sizes.add(verdict.report.launches[0]["cluster"])
+    assert sizes == {2, 4, 8, 16}
+
+
+HARD = sorted({(case.data, case.dtype) for case in tables.hard_cases()}, key=str)
+
+
+@pytest.mark.parametrize(("data", "dtype"), HARD, ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_hard_numbers(op: str, algorithm: str, data: str, dtype: torch.dtype) -> None:
+    """Data that ruins careless arithmetic."""
+    case = tables.Case("hard", (6, 40, 16, 24), "contiguous", dtype, data)
+    condition = CONDITION.get((data, dtype), 1.0)
+    options = {"scale": SMALL, "seeds": SCHEDULES, "condition": condition}
+    assert_right(OPERATIONS[op](tables.make(case), algorithm=algorithm, **options))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_not_a_number_stays_in_its_channel(algorithm: str) -> None:
+    x = torch.randn(6, 40, 16, 24)
+    right, _ = cudasim.forward(x, scale=SMALL, algorithm=algorithm)
+    x[3, 7, 2, 5] = float("nan")
+    found, _ = cudasim.forward(x, scale=SMALL, algorithm=algorithm)
+    others = torch.arange(40) != 7
+    for before, after in zip(right, found, strict=True):
+        per_channel = (
+            (before.transpose(0, 1), after.transpose(0, 1))
+            if before.dim() > 1
+            else (
+                before[:, None],
+                after[:, None],
+            )
+        )
+        assert torch.equal(per_channel[0][others], per_channel[1][others])
+        assert bool(per_channel[1][7].isnan().all())
+
+
+# --- Items that find no room ----------------------------------------------------------------------
+
+# Ever more of them: a slab is as large as all shared memory, or up to four times that.
+LARGE = {
+    "contiguous": [(96, 16, 64, 64), (160, 8, 64, 64)],
+    "channels_last": [(12, 64, 32, 32), (16, 64, 32, 32)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LARGE)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_what_does_not_fit_is_read_twice(op: str, layout: str, dtype: torch.dtype) -> None:
+    tensors = 2 if op == "backward" else 1
+    for shape in LARGE[layout]:
+        scale = Scale(multiprocessors=8, shared_bytes=80 << 10)
+        verdict = run(op, shape, layout, dtype, algorithm="grid", scale=scale, seeds=range(2))
+        assert_right(verdict)
+        size = torch.Size(shape).numel() * dtype.itemsize
+        read = verdict.report.activations["read_bytes"] / size
+        assert tensors < read < 2 * tensors
+        assert verdict.report.activations["written_bytes"] == size
+
+
+# --- Traffic --------------------------------------------------------------------------------------
+
+# Tensors of 1.6 MB or more in bfloat16, whose slabs fit.
+RESIDENT = [
+    ("resident", "ncs", "32,128,28,28"),
+    ("resident", "nsc", "8,512,14,14"),
+    ("cluster", "ncs", "16,64,56,56"),
+    ("cluster", "nsc", "32,256,14,14"),
+    ("grid", "ncs", "16,64,56,56"),
+    ("grid", "nsc", "32,64,28,28"),
+]
+# Where all blocks of a device talk about a tensor as small as this, their words count.
+FEW = ["--multiprocessors", "16"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("algorithm", "layout", "shape"), RESIDENT)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -> None:
+    """Each input read once and each output written once, everything else within 2%."""
+    options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
+    options += FEW if algorithm == "grid" else []
+    done = command_line(*options, "--algorithm", algorithm, "--seeds", "8")
+    outcome = json.loads(done.stdout)
+    assert done.returncode == 0, outcome["failures"]
+    assert outcome["schedules_differ"] == 0
+    assert outcome["algorithm"] == algorithm
+    assert outcome["launches"] == 1
+    itemsize = getattr(torch, dtype).itemsize
+    reads = 2 if op == "backward" else 1
+    assert outcome["activation_read_bytes_per_element"] == reads * itemsize
+    assert outcome["activation_write_bytes_per_element"] == itemsize
+    assert outcome["read_bytes_per_element"] <= 1.02 * reads * itemsize
+    assert outcome["write_bytes_per_element"] <= 1.02 * itemsize
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_runs_are_copied_in_bulk(layout: str) -> None:
+    """By the copy engine where it has half a kilobyte to copy at once."""
+    verdict = run("backward", (8, 64, 28, 28), layout, torch.bfloat16, algorithm="cluster")
+    assert_right(verdict)
+    activations = verdict.report.activations
+    if layout == "contiguous":
+        assert activations["bulk_bytes"] == activations["read_bytes"]
+    else:
+        assert activations["bulk_copies"] == 0
+        assert set(activations["loads"]) == {"16"}

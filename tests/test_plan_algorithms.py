@@ -1,0 +1,365 @@
+"""The planner's choice of an algorithm: what fits and is predicted to take the least time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import fastbn
+from fastbn import _C
+from fastbn.networks import RESNET50
+from fastbn.planning import DEVICES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("ncs", "nsc")
+OPS = ("forward", "backward", "eval")
+TRAINING = ("forward", "backward")
+NAMES = tuple(DEVICES)
+ON_CHIP = ("resident", "cluster", "grid")
+
+VECTOR_BYTES = 16
+KIB, MIB = 2**10, 2**20
+# What a kernel may have without asking for more.
+DEFAULT_SHARED_BYTES = 48 * KIB
+# That the system takes of a multiprocessor's for each block.
+RESERVED_SHARED_BYTES = KIB
+MOST_THREADS = 512
+MOST_BLOCKS = 2**31 - 1
+TINY_BYTES = 2 * MIB
+
+
+@pytest.fixture(autouse=True)
+def _nothing_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTBN_CUDA_ALGORITHM", raising=False)
+
+
+def tensor_bytes(plan: fastbn.Plan) -> int:
+    return math.prod(plan.shape) * plan.dtype.itemsize
+
+
+def network_plans(device: str, batch: int, **options: Any) -> Iterator[fastbn.Plan]:
+    """Every operation on every layer of ResNet-50, in every layout and dtype."""
+    for layer, layout, dtype, op in product(RESNET50, LAYOUTS, DTYPES, OPS):
+        shape = (batch, layer.channels, layer.height, layer.width)
+        yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device, **options)
+
+
+def odd_plans(device: str) -> Iterator[fastbn.Plan]:
+    """The same on shapes that no network has: remainders, single values, and too many elements."""
+    shapes = [
+        (1, 1),
+        (1, 5000, 3),
+        (2, 3),
+        (3, 1037),
+        (4097, 7),
+        (100_000, 3),
+        (5, 65, 7, 7),
+        (7, 1, 37, 41),
+        (9, 511, 1, 1),
+        (2, 100_000, 2, 2),
+        (100_000, 8, 1, 3),
+        (64, 64, 1024, 1024),  # 2^32 elements
+        (2**31 + 1, 3),
+        (1, 3, 2**31 + 3),
+    ]
+    for shape, layout, dtype, op in product(shapes, (*LAYOUTS, "strided"), DTYPES, OPS):
+        if layout == "nsc" and len(shape) == 3:
+            continue  # not a memory format
+        yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
+
+
+def forced_plans(device: str) -> Iterator[fastbn.Plan]:
+    """Plans of every algorithm that fits, chosen or not."""
+    for layer, layout, dtype, op in product(RESNET50, LAYOUTS, DTYPES, TRAINING):
+        shape = (64, layer.channels, layer.height, layer.width)
+        question = {"dtype": dtype, "layout": layout, "op": op, "device": device}
+        for name, _ in fastbn.plan(shape, **question).considered:
+            yield fastbn.plan(shape, algorithm=name, **question)
+
+
+# --- Plans fit ------------------------------------------------------------------------------------
+
+
+def assert_fits(plan: fastbn.Plan, device: _C.Device) -> None:
+    assert 1 <= plan.grid <= MOST_BLOCKS
+    assert 1 <= plan.block <= MOST_THREADS
+    assert plan.block % 32 == 0
+    assert 0 < plan.shared_bytes <= device.shared_per_block
+    assert plan.slabs >= 1
+    assert plan.parts >= 1
+    assert plan.vector_bytes in (plan.dtype.itemsize, VECTOR_BYTES)
+    assert plan.mapping in ("columns", "segments", "strided")
+    assert (plan.mapping == "strided") == (plan.layout == "strided")
+    assert (plan.workspace_bytes > 0) == (plan.algorithm in ("split", "grid"))
+    if plan.algorithm in ON_CHIP:
+        assert_fits_on_chip(plan, device)
+    else:
+        assert plan.launches in ((1, 2) if plan.algorithm == "split" else (1,))
+        assert plan.shared_bytes <= DEFAULT_SHARED_BYTES
+        assert plan.grid == plan.slabs * plan.parts
+        assert plan.cluster == 1
+        assert plan.teams == plan.blocks_per_multiprocessor == 0
+
+
+def assert_fits_on_chip(plan: fastbn.Plan, device: _C.Device) -> None:
+    assert plan.launches == 1
+    assert plan.vector_bytes == VECTOR_BYTES
+    assert plan.grid == plan.teams * plan.parts
+    assert plan.teams <= plan.slabs
+    together = plan.blocks_per_multiprocessor
+    assert together in (1, 2)
+    taken = together * (plan.shared_bytes + RESERVED_SHARED_BYTES)
+    assert taken <= device.shared_per_multiprocessor
+    assert together * plan.block <= min(MOST_THREADS, device.threads_per_multiprocessor)
+    assert plan.grid <= together * device.multiprocessors
+    if plan.algorithm == "resident":
+        assert plan.parts == plan.cluster == 1
+    elif plan.algorithm == "cluster":
+        assert plan.cluster == plan.parts
+        assert plan.cluster in (2, 4, 8, 16)
+        # As many as the driver lets run at once, two blocks sharing a multiprocessor.
+        size = plan.cluster.bit_length() - 1
+        assert device.clusters[size] > 0
+        assert plan.teams <= device.clusters[size - (together - 1)]
+    else:
+        assert plan.cluster == 1
+        assert plan.parts > 1
+        assert device.cooperative
+
+
+@pytest.mark.parametrize("plans", [network_plans, odd_plans, forced_plans])
+@pytest.mark.parametrize("device", NAMES)
+def test_plan_fits_the_device(device: str, plans: Any) -> None:
+    batches = [(1,), (32,), (256,)] if plans is network_plans else [()]
+    for plan in (plan for batch in batches for plan in plans(device, *batch)):
+        assert plan.device == device
+        try:
+            assert_fits(plan, DEVICES[device])
+        except AssertionError as error:
+            raise AssertionError(f"{plan}: {plan!r}") from error
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_large_layers_keep_the_device_busy(device: str) -> None:
+    """Blocks for most multiprocessors, and among them none whose share is far above the mean."""
+    multiprocessors = DEVICES[device].multiprocessors
+    for plan in network_plans(device, 256):
+        if tensor_bytes(plan) < 32 * MIB:
+            continue
+        if plan.algorithm in ON_CHIP:
+            # Copies are under way all the time: fewer multiprocessors draw as much.
+            assert plan.grid / plan.blocks_per_multiprocessor >= 0.5 * multiprocessors, plan
+            continue
+        assert plan.grid >= 0.75 * multiprocessors, plan
+        # Columns leave a multiprocessor room for one block, segments for two.
+        slots = multiprocessors * (1 if plan.mapping == "columns" else 2)
+        waves = math.ceil(plan.grid / slots)
+        assert plan.grid / (waves * slots) >= 0.75, plan
+
+
+# --- Bytes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("batch", [1, 32, 256])
+def test_never_more_bytes_than_split(device: str, batch: int) -> None:
+    for plan in network_plans(device, batch):
+        split = fastbn.plan(
+            plan.shape,
+            dtype=plan.dtype,
+            layout=plan.layout,
+            op=plan.op,
+            device=device,
+            algorithm="split",
+        )
+        assert plan.floor_bytes == split.floor_bytes
+        assert plan.floor_bytes <= plan.bytes_moved <= split.bytes_moved, plan
+        assert plan.bytes_written == split.bytes_written
+        assert plan.launches <= split.launches
+
+
+def resnet(layout: Any, op: Any) -> list[tuple[int, fastbn.Plan]]:
+    """Plans for its layers on an H200 at batch 256 in bfloat16, with how often it has each."""
+    return [
+        (
+            layer.count,
+            fastbn.plan(
+                (256, layer.channels, layer.height, layer.width),
+                dtype="bfloat16",
+                layout=layout,
+                op=op,
+                device="h200",
+            ),
+        )
+        for layer in RESNET50
+    ]
+
+
+@pytest.mark.parametrize(("op", "least"), [("forward", 52), ("backward", 45)])
+def test_contiguous_layers_move_no_byte_twice(op: str, least: int) -> None:
+    """In one launch each."""
+    layers = resnet("ncs", op)
+    at_floor = [count for count, plan in layers if plan.share == 1 and plan.launches == 1]
+    assert sum(at_floor) >= least
+
+
+@pytest.mark.parametrize(("layout", "most"), [("ncs", 30.5e9), ("nsc", 35.5e9)])
+def test_traffic_of_a_training_step(layout: str, most: float) -> None:
+    """Stock moves 45.5 GB; the floor is 28.5."""
+    moved = sum(count * plan.bytes_moved for op in TRAINING for count, plan in resnet(layout, op))
+    assert 28.4e9 < moved <= most
+
+
+# --- The choice -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("batch", [2, 256])
+def test_fastest_is_chosen(device: str, batch: int) -> None:
+    for plan in network_plans(device, batch):
+        considered = dict(plan.considered)
+        assert plan.microseconds == considered[plan.algorithm] == min(considered.values())
+        if plan.op == "eval":
+            assert set(considered) == {"elementwise"}
+        else:
+            assert "split" in considered
+            forced = fastbn.plan(
+                plan.shape,
+                dtype=plan.dtype,
+                layout=plan.layout,
+                op=plan.op,
+                device=device,
+                algorithm=plan.algorithm,
+            )
+            assert forced == plan
+
+
+@pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])
+def test_no_clusters_before_hopper(device: str) -> None:
+    chosen = Counter(
+        plan.algorithm
+        for batch in (32, 256)
+        for plan in network_plans(device, batch)
+        if plan.op != "eval" and tensor_bytes(plan) > TINY_BYTES
+    )
+    assert set(chosen) == {"split", "resident"}
+
+
+def test_every_algorithm_has_its_place() -> None:
+    chosen = Counter(plan.algorithm for batch in (8, 256) for plan in network_plans("h200", batch))
+    assert min(chosen[name] for name in ("split", "resident", "cluster", "grid")) > 3
+    # Odd sizes cannot stay on chip.
+    assert fastbn.plan((9, 7, 5, 5), device="h200").algorithm == "tiny"
+
+
+@pytest.mark.parametrize("op", TRAINING)
+def test_prediction_follows_the_bytes(op: str) -> None:
+    """Large tensors take about the time that their bytes take at what memory can deliver."""
+    for name in NAMES:
+        bandwidth = DEVICES[name].bandwidth
+        for plan in network_plans(name, 256):
+            if plan.op != op or tensor_bytes(plan) < 64 * MIB:
+                continue
+            at_best = plan.floor_bytes / bandwidth * 1e6
+            moved = plan.bytes_moved / bandwidth * 1e6
+            assert at_best < plan.microseconds < 1.8 * moved, plan
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("op", TRAINING)
+def test_small_tensors_take_one_launch(device: str, op: Any) -> None:
+    chosen: Counter[str] = Counter()
+    batches, channels, spatial = (1, 8, 64, 512), (3, 64, 1000), (1, 49, 784)
+    for n, c, s, layout, dtype in product(batches, channels, spatial, LAYOUTS, DTYPES):
+        plan = fastbn.plan((n, c, s, 1), dtype=dtype, layout=layout, op=op, device=device)
+        chosen[plan.algorithm] += 1
+        if plan.algorithm == "tiny":
+            assert tensor_bytes(plan) <= TINY_BYTES, plan
+            assert plan.parts == 1, plan
+        if tensor_bytes(plan) <= 64 * KIB:
+            assert plan.launches == 1, plan
+    assert chosen["tiny"] > 5
+    assert sum(chosen[name] for name in ON_CHIP) > 20
+
+
+# --- Forcing one ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", TRAINING)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("algorithm", ["split", "tiny", *ON_CHIP])
+def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
+    question = {"layout": layout, "op": op, "device": "h200", "dtype": "bfloat16"}
+    shape = (32, 64, 7, 7)
+    plan = fastbn.plan(shape, algorithm=algorithm, **question)
+    assert plan.algorithm == algorithm
+    free = fastbn.plan(shape, **question)
+    assert plan.microseconds >= free.microseconds
+    assert free == fastbn.plan(shape, algorithm="auto", **question)
+    assert free.considered == plan.considered
+
+
+def test_forced_algorithm_leaves_operations_without_a_choice_alone() -> None:
+    for algorithm in ("auto", "split", "tiny", *ON_CHIP):
+        plan = fastbn.plan((4, 64), op="eval", device="h200", algorithm=algorithm)
+        assert plan.algorithm == "elementwise"
+        plan = fastbn.plan(
+            (4, 64), op="backward", want_dx=False, device="h200", algorithm=algorithm
+        )
+        assert plan.algorithm == "split"
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "reason"),
+    [
+        ((256, 64, 56, 56), {"algorithm": "tiny"}, "tensors of up to 2097152 bytes, .* 205520896"),
+        ((9, 7, 5, 5), {"algorithm": "resident"}, "only aligned activations of whole 16-byte vec"),
+        ((9, 7, 5, 5), {"algorithm": "grid"}, "only aligned activations of whole 16-byte vectors"),
+        (
+            (256, 64, 112, 112),
+            {"algorithm": "resident"},
+            "too little of a channel's elements finds",
+        ),
+        ((64, 64, 56, 56), {"algorithm": "cluster", "device": "a100"}, "a100 has no clusters"),
+        ((64, 64, 56, 56), {"algorithm": "grid", "device": "t4"}, "9.0 or later, and t4 is of 7.5"),
+        *(
+            ((4, 64), {"algorithm": name, "momentum": None}, "momentum=None takes two launches")
+            for name in ("tiny", *ON_CHIP)
+        ),
+    ],
+    ids=str,
+)
+def test_forced_algorithm_that_does_not_fit(
+    shape: tuple[int, ...], options: dict[str, Any], reason: str
+) -> None:
+    words = f"algorithm '{options['algorithm']}' does not fit: .*{reason}.*; choose auto or split"
+    with pytest.raises(ValueError, match=words):
+        fastbn.plan(shape, **{"device": "h200", **options})
+
+
+def test_momentum_none_takes_two_launches() -> None:
+    for shape in ((4, 64), (256, 64, 56, 56)):
+        assert fastbn.plan(shape, device="h200", momentum=None).algorithm == "split"
+
+
+def test_environment_forces_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless an argument does."""
+    shape, natural = (32, 64, 7, 7), fastbn.plan((32, 64, 7, 7), device="h200").algorithm
+    for algorithm in ("split", "tiny", *ON_CHIP):
+        monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", algorithm)
+        assert fastbn.plan(shape, device="h200").algorithm == algorithm
+        assert fastbn.plan(shape, device="h200", algorithm="auto").algorithm == natural
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "tiny")
+    with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: algorithm 'tiny' does not fit"):
+        fastbn.plan((4, 64), device="h200", momentum=None)
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "fastest")
+    with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: there is no .* 'fastest'"):
+        fastbn.plan((4, 64), device="h200")
