@@ -14,6 +14,8 @@
 #   sanitizer.txt    memcheck, racecheck, synccheck and initcheck
 #   benchmark.txt    kernels against stock's, as tables
 #   benchmark.json   the same, every number
+#   algorithms.txt   fastbn's algorithms side by side, and what the planner predicted
+#   algorithms.json  the same, every number
 #
 # PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja, pybind11 and
 # fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side. FASTBN_COMMIT names
@@ -45,8 +47,8 @@ export FASTBN_COMMIT="${FASTBN_COMMIT:-$(
 unset FASTBN_CUDA_ALGORITHM TORCH_CUDA_ARCH_LIST CUDA_LAUNCH_BLOCKING
 
 # Seconds for each step; what one leaves over the next may use.
-readonly environment=15 build=150 tests_gpu=60 tests=90 sanitizer=60 benchmark=100
-planned=$((environment + build + tests_gpu + tests + sanitizer + benchmark))
+readonly environment=15 build=130 tests_gpu=60 tests=80 sanitizer=75 benchmark=70 algorithms=50
+planned=$((environment + build + tests_gpu + tests + sanitizer + benchmark + algorithms))
 deadline=$((SECONDS + planned))
 failed=0
 : >"$out/summary.txt"
@@ -157,7 +159,12 @@ run_benchmark() {
   "$python" -m benchmarks --device cuda --json "$1"
 }
 
-export -f describe_environment build_in_place run_tests run_sanitizer run_benchmark
+run_algorithms() {
+  cd "$root"
+  "$python" -m benchmarks.algorithms --quick --json "$1"
+}
+
+export -f describe_environment build_in_place run_tests run_sanitizer run_benchmark run_algorithms
 # Functions cannot be given to timeout; a shell with the same options can.
 in_shell=(bash -euo pipefail -c '"$@"' in_shell)
 
@@ -199,6 +206,9 @@ quote '^(mem|race|sync|init)check: |SUMMARY|inputs, all' "$out/sanitizer.txt" 12
 step benchmark "${in_shell[@]}" run_benchmark "$out/benchmark.json"
 quote '^(pass|forward|backward|evaluation) +[a-z]+[0-9]* +(layout|ncs|nsc) |not timed' \
   "$out/benchmark.txt" 20
+
+step algorithms "${in_shell[@]}" run_algorithms "$out/algorithms.json"
+quote '^The planner chose' "$out/algorithms.txt" 1
 
 if [ "$failed" -eq 0 ]; then verdict="all steps ok"; else verdict="SOME STEPS FAILED"; fi
 say "$verdict, $SECONDS s; see $out"

@@ -1,0 +1,220 @@
+"""``python -m benchmarks.algorithms``: fastbn's algorithms side by side on the layers of ResNet-50.
+
+Every algorithm that fits a layer is timed on the GPU at hand, beside what the planner predicts for
+it: where the planner chose another than the fastest, and how far its model is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+import fastbn
+from fastbn import _C
+
+from .gpu_timing import input_sets, measure_on_gpu
+from .layers import BACKWARD, FORWARD, LAYOUTS, TOLERANCES, Case
+from .machine import environment
+from .shapes import RESNET50, RESNET50_STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from fastbn.planning import Plan
+
+    from .layers import Pass
+    from .timing import Timing
+
+PASSES = (FORWARD, BACKWARD)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All algorithms on one pass over one layer.
+
+    Attributes:
+        plans: by algorithm.
+        timings: by algorithm, and of a ``copy`` of the input.
+        chosen: the planner's.
+    """
+
+    case: Case
+    measured: Pass
+    plans: dict[str, Plan]
+    timings: dict[str, Timing]
+    chosen: str
+    tensor_bytes: int
+
+    @property
+    def fastest(self) -> str:
+        """The algorithm that took the least time."""
+        return min(self.plans, key=lambda name: self.timings[name].median)
+
+    @property
+    def loss(self) -> float:
+        """How much longer the planner's choice took than the fastest: 0 for the right one."""
+        return self.timings[self.chosen].median / self.timings[self.fastest].median - 1
+
+    def error(self, name: str) -> float:
+        """Predicted over measured time, less one."""
+        return self.plans[name].microseconds / 1e6 / self.timings[name].median - 1
+
+    def share(self, name: str) -> float:
+        """Of a copy's throughput, on the bytes that the algorithm moves."""
+        per_second = self.plans[name].bytes_moved / self.timings[name].median
+        return per_second / (2 * self.tensor_bytes / self.timings["copy"].median)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each algorithm, for JSON: times in seconds."""
+        return [
+            {
+                "pass": self.measured.name,
+                **asdict(self.case.layer),
+                "batch": self.case.batch,
+                "dtype": self.case.dtype_name,
+                "layout": self.case.layout,
+                "algorithm": name,
+                "chosen": name == self.chosen,
+                "fastest": name == self.fastest,
+                "seconds": asdict(self.timings[name]),
+                "copy_seconds": asdict(self.timings["copy"]),
+                "predicted_seconds": plan.microseconds / 1e6,
+                "error": self.error(name),
+                "share_of_copy": self.share(name),
+                "plan": {**asdict(plan), "dtype": self.case.dtype_name},
+            }
+            for name, plan in self.plans.items()
+        ]
+
+
+def _forced(algorithm: str, call: Callable[[], object]) -> object:
+    _C.force_algorithm(algorithm)
+    try:
+        return call()
+    finally:
+        _C.force_algorithm("auto")
+
+
+def compare(case: Case, measured: Pass, budget: float) -> Comparison:
+    """Times all algorithms that fit.
+
+    Args:
+        case: the input, on a GPU.
+        measured: forward or backward.
+        budget: seconds.
+    """
+    with torch.cuda.stream(torch.cuda.Stream()):
+        x = case.tensor().requires_grad_()
+        sets = input_sets(x.nbytes, torch.cuda.get_device_properties(x.device).L2_cache_size)
+        inputs = [(x, case.tensor())]
+        inputs += [(case.tensor().requires_grad_(), case.tensor()) for _ in range(sets - 1)]
+        chosen = fastbn.plan(x, op=measured.op, algorithm="auto")
+        plans = {
+            name: fastbn.plan(x, op=measured.op, algorithm=name) for name, _ in chosen.considered
+        }
+        dtype = torch.promote_types(case.dtype, torch.float32)
+        module: nn.BatchNorm2d = fastbn.BatchNorm2d(
+            case.layer.channels, device=case.device, dtype=dtype
+        )
+        module.num_batches_tracked = None
+        prepared = [measured.prepare(module, *tensors) for tensors in inputs]
+        calls: dict[str, list[Callable[[], object]]] = {
+            name: [partial(_forced, name, call) for call in prepared] for name in plans
+        }
+        calls["copy"] = [
+            partial(torch.empty_like(source, requires_grad=False).copy_, source.detach())
+            for source, _ in inputs
+        ]
+        timings = measure_on_gpu(calls, budget)
+    torch.cuda.empty_cache()
+    return Comparison(case, measured, plans, timings, chosen.algorithm, x.nbytes)
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """A line for each algorithm on each layer."""
+    lines = []
+    for comparison in comparisons:
+        for name in sorted(comparison.plans, key=lambda key: comparison.timings[key].median):
+            lines.append(
+                [
+                    comparison.measured.name,
+                    comparison.case.layer,
+                    comparison.case.dtype_name,
+                    comparison.case.layout,
+                    name + (" <" if name == comparison.chosen else ""),
+                    f"{comparison.timings[name].median * 1e6:.1f}",
+                    f"{comparison.plans[name].microseconds:.1f}",
+                    f"{comparison.error(name):+.0%}",
+                    f"{comparison.share(name):.0%}",
+                ]
+            )
+    headers = ["pass", "layer", "dtype", "layout", "algorithm", "us", "predicted", "off", "of copy"]
+    align = ("left",) * 5 + ("right",) * 4
+    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+
+
+def verdict(comparisons: Iterable[Comparison]) -> str:
+    """How good the planner's choices and predictions were."""
+    comparisons = list(comparisons)
+    worst = max(comparisons, key=lambda comparison: comparison.loss)
+    errors = [abs(c.error(name)) for c in comparisons for name in c.plans]
+    right = sum(comparison.loss == 0 for comparison in comparisons)
+    return (
+        f"The planner chose the fastest in {right} of {len(comparisons)} cases and lost most, "
+        f"{worst.loss:.1%}, on {worst.measured.name} {worst.case}: {worst.chosen} instead of "
+        f"{worst.fastest}. Predictions were off by {median(errors):.0%} in the median."
+    )
+
+
+def write_json(
+    path: Path, where: Mapping[str, str | int], comparisons: Iterable[Comparison]
+) -> None:
+    """Writes every number."""
+    rows = [row for comparison in comparisons for row in comparison.records()]
+    path.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.algorithms", description=__doc__)
+    parser.add_argument("--batch", type=int, default=256, help="images a batch (default: 256)")
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
+    parser.add_argument("--dtype", choices=dtypes, default="bfloat16")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes, less time for each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU here; python -m fastbn plan tells what one would do")
+    where = environment("cuda")
+    cases = [
+        Case(layer, options.batch, dtypes[options.dtype], layout, "cuda")
+        for layout in LAYOUTS
+        for layer in (RESNET50_STAGES if options.quick else RESNET50)
+    ]
+    comparisons = [
+        compare(case, measured, 0.1 if options.quick else 0.3)
+        for case in tqdm(cases, desc="layers", unit="case")
+        for measured in PASSES
+    ]
+    print(f"{table(comparisons)}\n\n{verdict(comparisons)}")
+    print("us: median on the GPU. <: the planner's choice. Off: predicted over measured, less one.")
+    print("Of copy: throughput on the bytes that the algorithm moves, as a share of a copy's.")
+    if options.json:
+        write_json(options.json, where, comparisons)
+        print(f"\nwrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
