@@ -47,7 +47,8 @@ void define_planner(py::module_& module) {
       .def_readonly("bandwidth", &Device::bandwidth)
       .def_readonly("copy_engine", &Device::copy_engine)
       .def_readonly("cooperative", &Device::cooperative)
-      .def_readonly("clusters", &Device::clusters);
+      .def_readonly("clusters", &Device::clusters)
+      .def_readonly("half_clusters", &Device::half_clusters);
   py::class_<Request>(module, "Request")
       .def(py::init([](Operation operation, DType dtype, Layout layout, int64_t batch,
                        int64_t channels, int64_t spatial) {

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Shape and layout: first as few elements as a block takes on its own, then as many channels or so
-# many elements that blocks share them; see csrc/cuda/plan.cpp. The batch is that of bfloat16, and
-# half of it is taken in float32. What stays on chip takes those that are in whole vectors.
+# many elements that blocks share them; see csrc/cuda/candidates.cpp. The batch is that of bfloat16,
+# and half of it is taken in float32. What stays on chip takes those that are in whole vectors.
 INPUTS = {
     # Channels last, in whole vectors.
     "columns": ((4, 24, 5, 7), "channels_last"),

@@ -33,6 +33,9 @@ INPUTS = {
     "channels last, 3-D": ((2, 64, 5, 6, 7), "channels_last"),
     "folded": ((4, 5, 16, 16), "channels_last"),
     "matrix": ((300, 264), "contiguous"),
+    # The last slab has 12 of 16 channels, or 24 of 32: no whole rows of a warp.
+    "channels last, last slab narrow": ((4, 44, 7, 7), "channels_last"),
+    "channels last, last slab narrower": ((4, 56, 7, 7), "channels_last"),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -186,14 +189,47 @@ def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -
     assert outcome["write_bytes_per_element"] <= 1.02 * itemsize
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_runs_are_copied_in_bulk(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "layout", "in_bulk"),
+    [
+        ((8, 64, 28, 28), "contiguous", True),
+        ((8, 64, 14, 14), "contiguous", True),
+        ((8, 64, 28, 28), "channels_last", False),
+        # All channels in one slab, whose rows lie one after another.
+        ((4, 32, 16, 16), "channels_last", True),
+        ((4, 5, 16, 16), "channels_last", True),
+    ],
+    ids=str,
+)
+def test_runs_are_copied_in_bulk(shape: tuple[int, ...], layout: str, in_bulk: bool) -> None:
     """By the copy engine where it has half a kilobyte to copy at once."""
-    verdict = run("backward", (8, 64, 28, 28), layout, torch.bfloat16, algorithm="cluster")
+    verdict = run("backward", shape, layout, torch.bfloat16, algorithm="cluster")
     assert_right(verdict)
     activations = verdict.report.activations
-    if layout == "contiguous":
-        assert activations["bulk_bytes"] == activations["read_bytes"]
+    if in_bulk:
+        # But for what found no room.
+        assert activations["bulk_bytes"] >= activations["read_bytes"] / 2
+        assert activations["bulk_bytes"] / activations["bulk_copies"] >= 512
     else:
         assert activations["bulk_copies"] == 0
         assert set(activations["loads"]) == {"16"}
+
+
+AUTO = [
+    ((8, 44, 7, 7), "channels_last", torch.float32),
+    ((16, 108, 7, 7), "channels_last", torch.float32),
+    ((256, 56, 6), "contiguous", torch.bfloat16),
+    ((32, 120, 7, 7), "channels_last", torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("device", ["h200", "rtx5090", "b200"])
+@pytest.mark.parametrize(("shape", "layout", "dtype"), AUTO, ids=str)
+def test_odd_numbers_of_channels(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str
+) -> None:
+    """On whole devices, as the planner would have it."""
+    for op in OPERATIONS:
+        for algorithm in ("auto", "cluster", "grid"):
+            options = {"scale": Scale(), "device": device, "algorithm": algorithm}
+            assert_right(run(op, shape, layout, dtype, **options))

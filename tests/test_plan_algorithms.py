@@ -125,14 +125,25 @@ def assert_fits_on_chip(plan: fastbn.Plan, device: _C.Device) -> None:
     elif plan.algorithm == "cluster":
         assert plan.cluster == plan.parts
         assert plan.cluster in (2, 4, 8, 16)
-        # As many as the driver lets run at once, two blocks sharing a multiprocessor.
+        # As many as the driver lets run at once.
         size = plan.cluster.bit_length() - 1
-        assert device.clusters[size] > 0
-        assert plan.teams <= device.clusters[size - (together - 1)]
+        assert plan.teams <= (device.clusters if together == 1 else device.half_clusters)[size]
     else:
         assert plan.cluster == 1
         assert plan.parts > 1
         assert device.cooperative
+
+
+@pytest.mark.parametrize("device", NAMES)
+def test_clusters_fit_the_device(device: str) -> None:
+    """Each of their blocks has a multiprocessor, or half of one."""
+    properties = DEVICES[device]
+    for size, (whole, half) in enumerate(
+        zip(properties.clusters, properties.half_clusters, strict=True)
+    ):
+        assert whole << size <= properties.multiprocessors
+        assert half << size <= 2 * properties.multiprocessors
+        assert (whole > 0) == (half > 0)
 
 
 @pytest.mark.parametrize("plans", [network_plans, odd_plans, forced_plans])

@@ -2,8 +2,7 @@
 //
 // Launches a planned operation. `stream` is a cudaStream_t; `workspace` has the plan's size and
 // begins with kZeroedBytes zeros, of which the kernels change no more than top bits of barriers.
-// Throws std::runtime_error,
-// naming kernel, shape and plan, if a launch fails.
+// Throws std::runtime_error, naming kernel, shape and plan, if a launch fails.
 #pragma once
 
 #include "../problem.h"

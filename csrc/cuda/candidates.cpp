@@ -23,8 +23,6 @@ constexpr double kWorthCutting = 0.05;
 // What is worth a launch less: everything waits for the slowest block.
 constexpr int64_t kTinyBytes = 2 << 20;
 
-// Shared memory of a multiprocessor that the system takes for each block.
-constexpr int64_t kReservedShared = 1024;
 // At least so much of a part resides, or there is no point in it.
 constexpr double kLeastHeld = 0.1;
 // Teams of a grid to consider.
@@ -57,22 +55,27 @@ int tree_values(int rows, int columns) {
   return (std::max(rows, 1) - 1) * columns;
 }
 
-// Numbers of room to merge what threads and columns of a block, and then parts, have gathered.
-// Parts of `part_numbers` a channel merge in their block, if there are several.
-int scratch_numbers(const Geometry& geometry, int threads, int part_numbers) {
+// Numbers of room to merge what threads and columns of a block, and then parts, have gathered:
+// `part_numbers` of each channel of a part. The last slab may have fewer channels than the others,
+// which takes more room where warps do not consist of whole rows of them.
+int scratch_numbers(const Problem& problem, const Geometry& geometry, int threads,
+                    int part_numbers) {
   const int lanes = geometry.mapping == Mapping::kColumns ? geometry.width : 1;
-  const int lists = geometry.slab_channels;
-  const int per_list = threads / lists;
   const int by_threads =
       tree_values(threads / geometry.vectors, geometry.vectors) * gathered_numbers(lanes);
-  const int by_columns =
-      geometry.vectors * lanes * gathered_numbers(1) +
-      tree_values(std::min(per_list, geometry.repeats), lists) * gathered_numbers(1);
-  // Rows of merge_lists(): the warps' own come first, so those are counted that there might be.
-  const int by_parts = geometry.parts > 1
-                           ? tree_values(std::min(per_list, geometry.parts), lists) * part_numbers
-                           : 0;
-  return std::max({by_threads, by_columns, by_parts});
+  const auto by_lists = [&](int length, int lists, int numbers) {
+    return tree_values(std::min(threads / lists, length), lists) * numbers;
+  };
+  const int by_columns = geometry.vectors * lanes * gathered_numbers(1) +
+                         by_lists(geometry.repeats, geometry.slab_channels, gathered_numbers(1));
+  int most = std::max(by_threads, by_columns);
+  if (geometry.parts > 1) {
+    const int64_t before_last = int64_t{geometry.slabs - 1} * geometry.slab_channels;
+    const int last = static_cast<int>(problem.channels - before_last);
+    most = std::max({most, by_lists(geometry.parts, geometry.slab_channels, part_numbers),
+                     by_lists(geometry.parts, last, part_numbers)});
+  }
+  return most;
 }
 
 // --- Split, tiny, elementwise
@@ -94,7 +97,7 @@ class PassPlanner {
     plan_.vector_bytes = static_cast<int>(g.width * element_size(problem_.dtype));
     int numbers = kCoefficients * g.slab_channels;
     if (plan_.algorithm != Algorithm::kElementwise) {
-      numbers += scratch_numbers(g, plan_.block, gathered_numbers(1));
+      numbers += scratch_numbers(problem_, g, plan_.block, gathered_numbers(1));
     }
     plan_.shared_bytes = numbers * accumulate_bytes(problem_);
     count_traffic();
@@ -220,11 +223,9 @@ class OnChipPlanner {
                   consider);
         break;
       case Algorithm::kCluster:
-        for (int size = 1; size < kClusterSizes; ++size) {
-          // Two blocks to a multiprocessor make twice as many clusters as fit half of it.
-          const int clusters = device_.clusters[static_cast<size_t>(size - (together - 1))];
-          if (device_.clusters[static_cast<size_t>(size)] == 0) break;
-          with_team(geometry, together, Team::kCluster, 1 << size, clusters, consider);
+        for (size_t size = 1; size < kClusterSizes; ++size) {
+          const auto& clusters = together == 1 ? device_.clusters : device_.half_clusters;
+          with_team(geometry, together, Team::kCluster, 1 << size, clusters[size], consider);
         }
         break;
       default:
@@ -275,7 +276,7 @@ class OnChipPlanner {
         device_.shared_per_block,
         device_.shared_per_multiprocessor / plan.blocks_per_multiprocessor - kReservedShared);
     const int64_t numbers = kCoefficients * geometry.slab_channels +
-                            scratch_numbers(geometry, plan.block, kMessageNumbers);
+                            scratch_numbers(problem_, geometry, plan.block, kMessageNumbers);
     const bool in_cluster = residence.team == Team::kCluster;
     const int64_t messages =
         in_cluster ? kTurns * kMessageNumbers * int64_t{geometry.slab_channels} * acc : 0;
@@ -379,9 +380,12 @@ std::string why_not(const Request& request, const Device& device, Algorithm algo
   if (algorithm == Algorithm::kCluster && device.clusters[1] == 0) {
     return device.name + " has no clusters";
   }
-  if (algorithm == Algorithm::kGrid && (device.major < 9 || !device.cooperative)) {
-    return "it takes cooperative launches on compute capability 9.0 or later, and " + device.name +
-           " is of " + std::to_string(device.major) + "." + std::to_string(device.minor);
+  if (algorithm == Algorithm::kGrid && device.major < 9) {
+    return "it takes compute capability 9.0 or later, and " + device.name + " is of " +
+           std::to_string(device.major) + "." + std::to_string(device.minor);
+  }
+  if (algorithm == Algorithm::kGrid && !device.cooperative) {
+    return "it takes launches whose blocks all live at once, and " + device.name + " has none";
   }
   return "too little of a channel's elements finds room in the shared memory of the blocks that " +
          device.name + " can let work on it together";

@@ -37,11 +37,10 @@ constexpr double kNextLaunch = 2.5e-6;
 constexpr double kOverlappedLaunch = 1.2e-6;
 
 // From the last arrival of a slab's data to the first result, by how blocks talk. On a grid one
-// block reads the messages of all.
+// block reads the messages of all besides.
 constexpr double kBlockPause = 1.0e-6;
 constexpr double kClusterPause = 1.6e-6;
 constexpr double kGridPause = 2.4e-6;
-constexpr double kGridMessage = 0.006e-6;
 // How much of it blocks of two teams leave uncovered that share a multiprocessor.
 constexpr double kSharedPause = 0.33;
 // Bytes per second that a multiprocessor takes from its shared memory, about fifty instructions to
@@ -60,6 +59,9 @@ class Model {
     if (run_bytes(problem, geometry_) < kLongPiece) speed_ = kShortPieceSpeed;
     cached_cost_ =
         std::min(1.0, kReachable * device.bandwidth / (kCacheRate * device.multiprocessors));
+    message_ = static_cast<double>(geometry_.slab_channels *
+                                   element_size(accumulate_dtype(problem.dtype))) *
+               (tensors_ == 2 ? 2 : kMessageNumbers);
     const Occupancy compiled = occupancy(geometry_.mapping);
     in_flight_ = static_cast<double>(bytes_in_flight(compiled)) / kVectorBytes * plan.vector_bytes;
   }
@@ -158,7 +160,7 @@ class Model {
       case Team::kCluster:
         return kClusterPause;
       case Team::kGrid:
-        return kGridPause + geometry_.parts * kGridMessage;
+        return kGridPause + geometry_.parts * message_ / kCacheRate;
     }
     return kBlockPause;
   }
@@ -168,6 +170,7 @@ class Model {
   const Geometry& geometry_;
   double pass_ = 0;  // bytes of an activation
   double slab_ = 0;
+  double message_ = 0;  // of a block to its team
   double tensors_ = 1;  // that are read
   double speed_ = 1;
   double cached_cost_ = 1;  // of a byte, next to one from memory

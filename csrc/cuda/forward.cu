@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include <algorithm>
+
 #include "batch_norm.h"
 #include "dispatch.cuh"
 #include "kernels/onchip.cuh"
@@ -44,16 +46,25 @@ void query_residence(Device& device) {
   // All kernels that stay on chip have as many registers, threads and bytes of shared memory at
   // most: where one of these fits, all do.
   const auto kernel = onchip_forward<Segments<float, 4>, Identity<float>>;
-  gpu::LaunchShape shape{1, kMaxThreads, static_cast<int>(device.shared_per_block)};
-  device.cooperative = device.cooperative && gpu::active_blocks(shape, kernel) >= kOnChipBlocks;
+  const gpu::LaunchShape whole{1, kMaxThreads, static_cast<int>(device.shared_per_block)};
+  device.cooperative = device.cooperative && gpu::active_blocks(whole, kernel) >= kOnChipBlocks;
   device.copy_engine = device.major >= 9 && gpu::is_code_for_hopper(kernel);
   device.clusters = {};
+  device.half_clusters = {};
   if (!device.copy_engine) return;
+  const int64_t half_shared =
+      std::min(device.shared_per_block, device.shared_per_multiprocessor / 2 - kReservedShared);
+  const gpu::LaunchShape half{1, kMaxThreads / 2, static_cast<int>(half_shared)};
+  const auto count = [&](gpu::LaunchShape shape, int blocks) {
+    shape.blocks = blocks;
+    shape.cluster_blocks = blocks;
+    return gpu::active_clusters(shape, kernel);
+  };
   device.clusters[0] = device.multiprocessors;
+  device.half_clusters[0] = 2 * device.multiprocessors;
   for (size_t size = 1; size < kClusterSizes; ++size) {
-    shape.cluster_blocks = 1 << size;
-    shape.blocks = shape.cluster_blocks;
-    device.clusters[size] = gpu::active_clusters(shape, kernel);
+    device.clusters[size] = count(whole, 1 << size);
+    device.half_clusters[size] = count(half, 1 << size);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // How blocks and threads share out an activation: the part of a plan that kernels read. Plain
-// numbers, filled by plan.cpp.
+// numbers, filled by mapping.cpp and candidates.cpp.
 //
 // A slab is what one block can keep statistics of: some channels, whole. All parts of a slab hold
 // the same channels and different elements; a block does one part of one slab. On chip, the blocks

@@ -16,6 +16,9 @@ namespace fastbn::cuda {
 
 constexpr int kClusterSizes = 5;
 
+// Shared memory of a multiprocessor that the system takes for each block.
+constexpr int64_t kReservedShared = 1024;
+
 // What the planner wants to know of a GPU.
 struct Device {
   std::string name;
@@ -31,9 +34,11 @@ struct Device {
   bool copy_engine = false;
   // launches whose blocks all live at once;
   bool cooperative = false;
-  // clusters of 1, 2, 4, 8 and 16 blocks that run at once, with a multiprocessor to each block:
-  // they do not cross the borders of its parts, which need not be of a size.
+  // clusters of 1, 2, 4, 8 and 16 blocks that run at once, with a multiprocessor to each block or
+  // half of one: clusters do not cross the borders of a device's parts, which need not be of a
+  // size.
   std::array<int, kClusterSizes> clusters = {};
+  std::array<int, kClusterSizes> half_clusters = {};
 };
 
 // Devices by their published properties.

@@ -180,24 +180,25 @@ void configure(int64_t schedule, const std::string& device_name, const std::stri
   TORCH_CHECK_VALUE(found != known.end(), "there is no device '", device_name, "' to simulate");
   planned_device = *found;
   if (multiprocessors > 0) {
-    for (int& clusters : planned_device.clusters) {
-      clusters = static_cast<int>(clusters * multiprocessors / planned_device.multiprocessors);
-    }
-    planned_device.bandwidth *=
-        static_cast<double>(multiprocessors) / planned_device.multiprocessors;
-    planned_device.l2_bytes =
-        planned_device.l2_bytes * multiprocessors / planned_device.multiprocessors;
+    const double share = static_cast<double>(multiprocessors) / planned_device.multiprocessors;
+    for (int& clusters : planned_device.clusters) clusters = static_cast<int>(clusters * share);
+    planned_device.bandwidth *= share;
+    planned_device.l2_bytes = static_cast<int64_t>(planned_device.l2_bytes * share);
     planned_device.multiprocessors = static_cast<int>(multiprocessors);
   }
   if (shared_bytes > 0) {
     planned_device.shared_per_multiprocessor += shared_bytes - planned_device.shared_per_block;
     planned_device.shared_per_block = shared_bytes;
   }
-  device().multiprocessors = planned_device.multiprocessors;
-  device().threads_per_multiprocessor = planned_device.threads_per_multiprocessor;
-  device().shared_per_multiprocessor = static_cast<int>(planned_device.shared_per_multiprocessor);
-  device().shared_per_block = static_cast<int>(planned_device.shared_per_block);
-  device().cluster_blocks = planned_device.major >= 9 ? 16 : 1;
+  Device& simulated = device();
+  simulated.multiprocessors = planned_device.multiprocessors;
+  simulated.threads_per_multiprocessor = planned_device.threads_per_multiprocessor;
+  simulated.shared_per_multiprocessor = static_cast<int>(planned_device.shared_per_multiprocessor);
+  simulated.shared_per_block = static_cast<int>(planned_device.shared_per_block);
+  simulated.clusters = planned_device.clusters;
+  simulated.clusters[0] = simulated.multiprocessors;
+  // What the backend asks the driver, the simulator answers.
+  cuda::query_residence(planned_device);
 }
 
 std::string json(const std::array<int64_t, 5>& histogram) {

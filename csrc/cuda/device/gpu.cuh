@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The machine: everything about a GPU that kernels use and C++ has no word for. Kernels are written
-// on this header alone, so a simulator that offers the same functions can run them on a CPU: a host
-// compiler takes its header instead.
+// The machine: everything about a GPU that kernels use and C++ has no word for, here and in
+// copies.cuh. Kernels are written on these alone, so a simulator that offers the same functions can
+// run them on a CPU: a host compiler takes its header instead.
 #pragma once
 
 #ifndef __CUDACC__
@@ -101,17 +101,18 @@ FASTBN_DEVICE unsigned count_up(unsigned* counter, unsigned last) {
 }
 
 // Adds to a counter after everything this thread wrote, and what it knew to be written, is visible
-// to those who load_acquire() the sum. Returns the value before.
-FASTBN_DEVICE unsigned add_release(unsigned* counter, unsigned value) {
+// to those who read the sum by load_acquire() or by adding to it; what they had written is visible
+// to this thread after. Returns the value before.
+FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
   unsigned before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
                : "=r"(before)
                : "l"(__cvta_generic_to_global(counter)), "r"(value)
                : "memory");
   return before;
 }
 
-// Reads a counter that other blocks change by add_release() or count_up().
+// Reads a counter that other blocks change by add_acq_rel() or count_up().
 FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"

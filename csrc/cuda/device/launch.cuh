@@ -7,8 +7,9 @@
 
 #ifdef __CUDACC__
 
+#include <map>
 #include <mutex>
-#include <unordered_map>
+#include <utility>
 
 namespace fastbn::gpu {
 
@@ -25,31 +26,54 @@ struct LaunchShape {
 
 namespace detail {
 
-inline bool is_code_for_hopper(const void* kernel) {
-  static std::mutex mutex;
-  static std::unordered_map<const void*, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(kernel);
-  if (found != known.end()) return found->second;
+// What is known of a kernel on the current device.
+struct KernelFacts {
+  // Its machine code is for 9.0 or later, and so has what came with it: a GPU of 9.0 may run code
+  // that was compiled for less.
+  bool is_for_hopper = false;
+  cudaError_t error = cudaSuccess;
+};
+
+// Also lets the kernel have all shared memory that a block can, and large clusters where there are
+// any: once and for all, as it may be launched from several threads at once.
+inline KernelFacts learn(const void* kernel, int device) {
+  KernelFacts facts;
   cudaFuncAttributes attributes;
-  const bool is_code =
-      cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
-  return known.emplace(kernel, is_code).first->second;
+  int shared_bytes = 0;
+  facts.error = cudaFuncGetAttributes(&attributes, kernel);
+  if (facts.error == cudaSuccess) {
+    facts.error =
+        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (facts.error == cudaSuccess) {
+    facts.error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       shared_bytes - static_cast<int>(attributes.sharedSizeBytes));
+  }
+  if (facts.error != cudaSuccess) return facts;
+  facts.is_for_hopper = attributes.ptxVersion >= 90;
+  if (facts.is_for_hopper &&
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+          cudaSuccess) {
+    cudaGetLastError();  // those of 8 are the largest here
+  }
+  return facts;
 }
 
-// Lets a kernel have what it must ask for: much shared memory, large clusters.
-inline cudaError_t allow(const LaunchShape& shape, const void* kernel) {
-  constexpr int kGrantedSharedBytes = 48 << 10;
-  constexpr int kPortableCluster = 8;
-  cudaError_t error = cudaSuccess;
-  if (shape.shared_bytes > kGrantedSharedBytes) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 shape.shared_bytes);
-  }
-  if (error == cudaSuccess && shape.cluster_blocks > kPortableCluster) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
-  return error;
+inline KernelFacts facts(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, KernelFacts> known;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return {false, error};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({device, kernel});
+  if (found != known.end()) return found->second;
+  return known.emplace(std::make_pair(device, kernel), learn(kernel, device)).first->second;
+}
+
+template <typename... Parameters>
+KernelFacts facts(void (*kernel)(Parameters...)) {
+  return facts(reinterpret_cast<const void*>(kernel));
 }
 
 // A launch as the runtime wants it described; refers to itself.
@@ -88,18 +112,16 @@ struct Configuration {
 
 }  // namespace detail
 
-// Whether a kernel's machine code is for 9.0 or later, and so has what came with it: a GPU of 9.0
-// may run code that was compiled for less.
 template <typename... Parameters>
 bool is_code_for_hopper(void (*kernel)(Parameters...)) {
-  return detail::is_code_for_hopper(reinterpret_cast<const void*>(kernel));
+  return detail::facts(kernel).is_for_hopper;
 }
 
 // How many blocks of a shape fit a multiprocessor of the current device.
 template <typename... Parameters>
 int active_blocks(const LaunchShape& shape, void (*kernel)(Parameters...)) {
   int blocks = 0;
-  cudaError_t error = detail::allow(shape, reinterpret_cast<const void*>(kernel));
+  cudaError_t error = detail::facts(kernel).error;
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.threads,
                                                           static_cast<size_t>(shape.shared_bytes));
@@ -114,7 +136,7 @@ template <typename... Parameters>
 int active_clusters(const LaunchShape& shape, void (*kernel)(Parameters...)) {
   const detail::Configuration configuration(nullptr, shape, /*overlaps_previous=*/false);
   int clusters = 0;
-  cudaError_t error = detail::allow(shape, reinterpret_cast<const void*>(kernel));
+  cudaError_t error = detail::facts(kernel).error;
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &configuration.config);
   }
@@ -127,9 +149,10 @@ int active_clusters(const LaunchShape& shape, void (*kernel)(Parameters...)) {
 template <typename... Parameters>
 const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
                    const Parameters&... arguments) {
-  const bool overlaps = shape.overlaps_previous && is_code_for_hopper(kernel);
-  const detail::Configuration configuration(stream, shape, overlaps);
-  cudaError_t error = detail::allow(shape, reinterpret_cast<const void*>(kernel));
+  const detail::KernelFacts facts = detail::facts(kernel);
+  const detail::Configuration configuration(stream, shape,
+                                            shape.overlaps_previous && facts.is_for_hopper);
+  cudaError_t error = facts.error;
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&configuration.config, kernel, arguments...);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, and not to whoever asks next

@@ -99,12 +99,14 @@ class Columns {
     int64_t offset = (items.begin + row_) * geometry_.matrix_columns + column();
     held += row_ * row_bytes + vector_ * kVectorBytes;
     int left = items.count() - row_;
+    if constexpr (kVectors > 1) {
 #pragma unroll 1
-    for (; left > (kVectors - 1) * rows(); left -= kVectors * rows()) {
-      body(HeldChunk<scalar_t, kVectors, kWidth, EvenPlaces>({offset, step}, held,
-                                                             rows() * row_bytes, stage_bytes));
-      offset += kVectors * step;
-      held += kVectors * rows() * row_bytes;
+      for (; left > (kVectors - 1) * rows(); left -= kVectors * rows()) {
+        body(HeldChunk<scalar_t, kVectors, kWidth, EvenPlaces>({offset, step}, held,
+                                                               rows() * row_bytes, stage_bytes));
+        offset += kVectors * step;
+        held += kVectors * rows() * row_bytes;
+      }
     }
 #pragma unroll 1
     for (; left > 0; left -= rows()) {
@@ -114,20 +116,27 @@ class Columns {
     }
   }
 
-  // The adjacent elements that these consist of: a row each.
-  FASTBN_DEVICE int runs(const Items& items) const { return items.count(); }
+  // The adjacent elements that these consist of: a row each, or all where the slab has all columns.
+  FASTBN_DEVICE int runs(const Items& items) const {
+    return has_all_columns() && items.count() > 1 ? 1 : items.count();
+  }
   FASTBN_DEVICE Run run(const Items& items, int index) const {
     const int64_t first = int64_t{slab_} * geometry_.vectors * kWidth;
     const int64_t left = (geometry_.matrix_columns - first) / kWidth;
     const int64_t vectors = left < geometry_.vectors ? left : geometry_.vectors;
+    const int rows = has_all_columns() ? items.count() : 1;
     return {(items.begin + index) * geometry_.matrix_columns + first,
-            index * geometry_.vectors * kVectorBytes, static_cast<int>(vectors) * kVectorBytes};
+            index * geometry_.vectors * kVectorBytes,
+            rows * static_cast<int>(vectors) * kVectorBytes};
   }
   FASTBN_DEVICE int bytes(const Items& items) const {
-    return items.count() == 0 ? 0 : items.count() * run(items, 0).bytes;
+    const int count = runs(items);
+    return count == 0 ? 0 : count * run(items, 0).bytes;
   }
 
  private:
+  FASTBN_DEVICE bool has_all_columns() const { return geometry_.slabs == 1; }
+
   FASTBN_DEVICE int64_t column() const {
     return (int64_t{slab_} * geometry_.vectors + vector_) * kWidth;
   }

@@ -79,11 +79,11 @@ class TeamBarrier {
 
   // For one thread of each block. Whether all others have arrived.
   FASTBN_DEVICE bool arrive() {
-    before_ = gpu::add_release(word_, 1);
+    before_ = gpu::add_acq_rel(word_, 1);
     return (before_ & ~kGo) == blocks_ - 1;
   }
   // For the last one.
-  FASTBN_DEVICE void let_go() const { gpu::add_release(word_, kGo - blocks_); }
+  FASTBN_DEVICE void let_go() const { gpu::add_acq_rel(word_, kGo - blocks_); }
   // For those who are not.
   FASTBN_DEVICE void wait() const {
     while (((gpu::load_acquire(word_) ^ before_) & kGo) == 0) {

@@ -9,12 +9,16 @@
 //              cooperative grid.
 //   traffic    forward reads x and writes y; backward reads dy and x and writes dx. Items of a part
 //              that find no room are read twice, from the end: the cache still holds what was read
-//              last. One launch.
+//              last. Backward has both tensors of an item reside or none: for the traffic that is
+//              what having one of them reside for twice as many would be. One launch.
 //   overlap    what is applied is replaced at once by what comes next: the memory is busy while
 //              blocks wait for each other, as far as shared memory has room for more than a part.
-//   numerics   sums shifted by the first value a thread sees, as vectors arrive; merged by Chan.
-//   order      threads take fixed elements; threads, columns and parts merge in fixed order, every
-//              block on its own. Nothing depends on the schedule.
+//   numerics   sums shifted by the first value a thread sees, while the rest is still arriving;
+//              merged by Chan. A second sweep, once the mean is known, would gain nothing but where
+//              that value is an outlier of thousands of deviations.
+//   order      threads take fixed elements; threads, columns and parts merge in fixed order,
+//   whoever
+//              does it. Nothing depends on the schedule.
 #pragma once
 
 #include "block.cuh"

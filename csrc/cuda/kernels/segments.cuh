@@ -72,15 +72,17 @@ class Segments {
     const int threads = gpu::block_threads();
     const Range range(geometry_, items);
     int item = gpu::thread_index();
+    if constexpr (kVectors > 1) {
 #pragma unroll 1
-    for (; item + (kVectors - 1) * threads < range.items; item += kVectors * threads) {
-      ListedPlaces<kVectors> places;
+      for (; item + (kVectors - 1) * threads < range.items; item += kVectors * threads) {
+        ListedPlaces<kVectors> places;
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        places.offsets[v] = window(range, item + v * threads).offset;
+        for (int v = 0; v < kVectors; ++v) {
+          places.offsets[v] = window(range, item + v * threads).offset;
+        }
+        body(HeldChunk<scalar_t, kVectors, kWidth, ListedPlaces<kVectors>>(
+            places, held + item * kVectorBytes, threads * kVectorBytes, stage_bytes));
       }
-      body(HeldChunk<scalar_t, kVectors, kWidth, ListedPlaces<kVectors>>(
-          places, held + item * kVectorBytes, threads * kVectorBytes, stage_bytes));
     }
 #pragma unroll 1
     for (; item < range.items; item += threads) {

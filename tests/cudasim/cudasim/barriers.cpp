@@ -11,8 +11,8 @@ namespace fastbn::cudasim {
 namespace {
 
 constexpr Access kCountUp = {"count_up", /*stores=*/true, /*sees_stores=*/true, /*is_atomic=*/true};
-constexpr Access kAddRelease = {"add_release", /*stores=*/true, /*sees_stores=*/true,
-                                /*is_atomic=*/true};
+constexpr Access kAddAcqRel = {"add_acq_rel", /*stores=*/true, /*sees_stores=*/true,
+                               /*is_atomic=*/true};
 constexpr Access kLoadAcquire = {"load_acquire", /*stores=*/false, /*sees_stores=*/true,
                                  /*is_atomic=*/true};
 
@@ -115,8 +115,8 @@ unsigned count_up(unsigned* counter, unsigned last) {
   return before;
 }
 
-unsigned add_release(unsigned* counter, unsigned value) {
-  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kAddRelease).atomics;
+unsigned add_acq_rel(unsigned* counter, unsigned value) {
+  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kAddAcqRel).atomics;
   fence_device();
   const unsigned before = *counter;
   *counter = before + value;

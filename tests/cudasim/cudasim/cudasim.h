@@ -32,12 +32,18 @@ struct Device {
   int blocks_per_multiprocessor = 32;
   int shared_per_multiprocessor = 228 * 1024;
   int shared_per_block = 227 * 1024;
-  int cluster_blocks = 16;  // the largest cluster
+  // Clusters of 1, 2, 4, 8 and 16 blocks that run at once, with a multiprocessor to each block.
+  std::array<int, 5> clusters = {132, 66, 31, 15, 7};
   // How many blocks (clusters) of an ordinary grid take turns; a cooperative grid always runs
   // whole. One is fastest; with more, kernels whose blocks disturb each other show it.
   int blocks_at_once = 1;
 };
 Device& device();
+
+// How many blocks of a shape fit a multiprocessor of it, and how many clusters of it run at once;
+// none where that is not to be had. Registers are not known.
+int active_blocks(int threads, int shared_bytes);
+int active_clusters(int cluster_blocks, int threads, int shared_bytes);
 
 // Fixes all random choices from here on: the order of blocks, which thread runs next, the order in
 // which copies land.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The machine for a host compiler: the functions of csrc/cuda/device/gpu.cuh, simulated. They do
-// what the CUDA ones do, count it, and throw where the GPU would do something undefined. Compile
-// with -Wno-unknown-pragmas if with -Wall: `#pragma unroll` is not for this compiler.
+// The machine for a host compiler: the functions of gpu.cuh, copies.cuh and launch.cuh below
+// csrc/cuda/device, simulated. They do what the CUDA ones do, count it, and throw where the GPU
+// would do something undefined. Compile with -Wno-unknown-pragmas if with -Wall: `#pragma unroll`
+// is not for this compiler.
 //
 // It cannot tell time.
 #pragma once
@@ -13,6 +14,7 @@
 #include <type_traits>
 
 #include "../../../csrc/problem.h"
+#include "cudasim.h"
 #include "half.h"
 #include "machine.h"
 #include "memory.h"
@@ -52,17 +54,6 @@ FASTBN_DEVICE void sync_warp(cudasim::Site site = cudasim::Site::here()) {
   cudasim::sync_warp(site);
 }
 
-// The value of the thread whose lane is this one's with the bits of `mask` flipped. All threads of
-// the warp must call.
-template <typename T>
-FASTBN_DEVICE T shuffle_xor(T value, int mask, cudasim::Site site = cudasim::Site::here()) {
-  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
-  const int source = (thread_index() % kWarpThreads ^ mask) % kWarpThreads;
-  T result;
-  cudasim::exchange(&value, sizeof(T), source, &result, "shuffle_xor()", site);
-  return result;
-}
-
 // The value of the thread `delta` lanes further, or the own one where the warp ends before it.
 template <typename T>
 FASTBN_DEVICE T shuffle_down(const T& value, int delta,
@@ -77,9 +68,6 @@ FASTBN_DEVICE T shuffle_down(const T& value, int delta,
 }
 
 // --- Clusters of blocks --------------------------------------------------------------------------
-
-FASTBN_DEVICE int cluster_rank() { return cudasim::current->block->rank; }
-FASTBN_DEVICE int cluster_blocks() { return cudasim::shape.cluster_blocks; }
 
 // Waits for all threads of the cluster; what they wrote before is visible after. Until the first
 // one a block may not have started, and after the last one it may have returned: its shared memory
@@ -97,12 +85,13 @@ FASTBN_DEVICE T* peer_shared(T* own, int rank) {
 // --- Across the grid -----------------------------------------------------------------------------
 
 // Adds to a counter after everything this thread wrote, and what it knew to be written, is visible
-// to those who load_acquire() the sum. Returns the value before.
-FASTBN_DEVICE unsigned add_release(unsigned* counter, unsigned value) {
-  return cudasim::add_release(counter, value);
+// to those who read the sum by load_acquire() or by adding to it; what they had written is visible
+// to this thread after. Returns the value before.
+FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
+  return cudasim::add_acq_rel(counter, value);
 }
 
-// Reads a counter that other blocks change by add_release() or count_up().
+// Reads a counter that other blocks change by add_acq_rel() or count_up().
 FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
                                     cudasim::Site site = cudasim::Site::here()) {
   return cudasim::load_acquire(address, site);
@@ -165,8 +154,8 @@ FASTBN_DEVICE void copy_async(void* shared, const void* global) {
   cudasim::copy_async(shared, global);
 }
 
-// Lies in shared memory, and waits for copies of whole ranges. It goes through phases: one ends
-// when all arrivals have been made and all bytes that they expect have landed.
+// Lies in shared memory, and waits for copies. It goes through phases: one ends when all arrivals
+// have been made and all bytes that they expect have landed.
 struct CopyBarrier {
   uint64_t state;
 };
@@ -246,15 +235,13 @@ bool is_code_for_hopper(void (*)(Parameters...)) {
 // How many blocks of a shape fit a multiprocessor.
 template <typename... Parameters>
 int active_blocks(const LaunchShape& shape, void (*)(Parameters...)) {
-  return shape.shared_bytes <= cudasim::device().shared_per_block ? 1 : 0;
+  return cudasim::active_blocks(shape.threads, shape.shared_bytes);
 }
 
-// How many clusters of a shape run at once, with a multiprocessor to each block.
+// How many clusters of a shape run at once.
 template <typename... Parameters>
 int active_clusters(const LaunchShape& shape, void (*)(Parameters...)) {
-  const cudasim::Device& device = cudasim::device();
-  if (shape.cluster_blocks > device.cluster_blocks) return 0;
-  return device.multiprocessors / shape.cluster_blocks;
+  return cudasim::active_clusters(shape.cluster_blocks, shape.threads, shape.shared_bytes);
 }
 
 // Null, or what is wrong. Throws what a thread of the kernel does.

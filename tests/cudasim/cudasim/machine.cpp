@@ -309,20 +309,14 @@ const char* check_shape(const LaunchShape& shape) {
   if (shape.shared_bytes < 0 || shape.shared_bytes > device.shared_per_block) {
     return "a block cannot have so much shared memory";
   }
-  if (shape.cluster_blocks < 1 || shape.cluster_blocks > device.cluster_blocks) {
+  if (active_clusters(shape.cluster_blocks, shape.threads, shape.shared_bytes) == 0) {
     return "a cluster cannot have so many blocks";
   }
   if (shape.blocks % shape.cluster_blocks != 0) {
     return "the blocks of the grid do not make whole clusters";
   }
   if (shape.cooperative) {
-    const int64_t warps = (shape.threads + kWarpThreads - 1) / kWarpThreads;
-    const int64_t resident = std::min({
-        static_cast<int64_t>(device.blocks_per_multiprocessor),
-        device.threads_per_multiprocessor / (warps * kWarpThreads),
-        static_cast<int64_t>(device.shared_per_multiprocessor) /
-            (shape.shared_bytes + kReservedShared),
-    });
+    const int64_t resident = active_blocks(shape.threads, shape.shared_bytes);
     if (shape.blocks > resident * device.multiprocessors) {
       return "a cooperative grid has more blocks than fit on the device";
     }
@@ -399,6 +393,25 @@ void wait_for_previous_kernel() {
 // --- The user's side -----------------------------------------------------------------------------
 
 Device& device() { return simulated_device; }
+
+int active_blocks(int threads, int shared_bytes) {
+  const Device& device = simulated_device;
+  const int warps = (threads + kWarpThreads - 1) / kWarpThreads;
+  return std::min({
+      device.blocks_per_multiprocessor,
+      device.threads_per_multiprocessor / (warps * kWarpThreads),
+      device.shared_per_multiprocessor / (shared_bytes + kReservedShared),
+  });
+}
+
+int active_clusters(int cluster_blocks, int threads, int shared_bytes) {
+  for (size_t size = 0; size < simulated_device.clusters.size(); ++size) {
+    if (cluster_blocks == 1 << size) {
+      return simulated_device.clusters[size] * active_blocks(threads, shared_bytes);
+    }
+  }
+  return 0;
+}
 
 void seed(uint64_t value) { random_state = value; }
 

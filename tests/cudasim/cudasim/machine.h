@@ -159,7 +159,7 @@ void* peer_shared(void* own, int rank);
 void allow_next_kernel();
 void wait_for_previous_kernel();
 unsigned count_up(unsigned* counter, unsigned last);
-unsigned add_release(unsigned* counter, unsigned value);
+unsigned add_acq_rel(unsigned* counter, unsigned value);
 unsigned load_acquire(const unsigned* address, Site site);
 
 // Gives each thread of a warp the value of the lane it asks for.

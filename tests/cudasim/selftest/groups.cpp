@@ -17,7 +17,7 @@ cluster_sum(const float* x, float* y, const bool first, const bool last) {
   shared[thread] = gpu::load<gpu::Reuse::kNone>(x + i);
   if (first) gpu::sync_cluster();
   float total = 0;
-  for (int rank = 0; rank < gpu::cluster_blocks(); ++rank) {
+  for (int rank = 0; rank < cudasim::shape.cluster_blocks; ++rank) {
     total += *gpu::peer_shared(shared + thread, rank);
   }
   if (last) gpu::sync_cluster();
@@ -27,7 +27,7 @@ cluster_sum(const float* x, float* y, const bool first, const bool last) {
 // Writes to the next block of the cluster, which may not have started.
 FASTBN_KERNEL(kThreads, 1) write_to_next(float* y, const bool starts) {
   float* shared = static_cast<float*>(gpu::shared_memory());
-  const int next = (gpu::cluster_rank() + 1) % gpu::cluster_blocks();
+  const int next = (cudasim::current->block->rank + 1) % cudasim::shape.cluster_blocks;
   if (starts) gpu::sync_cluster();
   if (gpu::thread_index() == 0) *gpu::peer_shared(shared, next) = 1;
   gpu::sync_cluster();
@@ -47,7 +47,7 @@ grid_sum(float* partials, unsigned* counter, float* y, const unsigned arrivals) 
   const int block = gpu::block_index();
   if (gpu::thread_index() == 0) {
     gpu::store<gpu::Reuse::kLikely>(partials + block, static_cast<float>(block));
-    gpu::add_release(counter, 1);
+    gpu::add_acq_rel(counter, 1);
     while (gpu::load_acquire(counter) < arrivals) {
     }
   }
