@@ -248,7 +248,9 @@ def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path
             shared = plan.shared_bytes + usage.shared + 1024
             assert blocks * shared <= device.shared_per_multiprocessor, plan
             together.add(blocks)
-    assert together == ({1, 2} if device.major >= 9 else {1})
+    assert together <= {1, 2}
+    # Where there are clusters, both are taken.
+    assert len(together) == 2 or device.major < 9
 
 
 def test_report_of_registers(toolkit: Path, capsys: pytest.CaptureFixture[str]) -> None:

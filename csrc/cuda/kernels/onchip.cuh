@@ -14,11 +14,10 @@
 //   overlap    what is applied is replaced at once by what comes next: the memory is busy while
 //              blocks wait for each other, as far as shared memory has room for more than a part.
 //   numerics   sums shifted by the first value a thread sees, while the rest is still arriving;
-//              merged by Chan. A second sweep, once the mean is known, would gain nothing but where
-//              that value is an outlier of thousands of deviations.
-//   order      threads take fixed elements; threads, columns and parts merge in fixed order,
-//   whoever
-//              does it. Nothing depends on the schedule.
+//              merged by Chan. values.cuh tells what they lose, which is why there is no second
+//              sweep once the mean is known.
+//   order      threads take fixed elements; threads, columns and parts merge in a fixed order, by
+//              whomever. Nothing depends on the schedule.
 #pragma once
 
 #include "block.cuh"
