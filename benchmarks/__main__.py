@@ -1,4 +1,7 @@
-"""``python -m benchmarks``: fastbn's batch norm against stock's on the layers of ResNet-50."""
+"""``python -m benchmarks``: fastbn's batch norm against stock's on the layers of ResNet-50.
+
+``python -m benchmarks claims`` puts what is said of batch normalization to the test instead.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and returns 1 if a result was wrong; a missed target is only reported."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["claims"]:
+        from .claims import study
+
+        return study.main(arguments[1:])
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
     on_gpu = options.device != "cpu"
