@@ -49,11 +49,22 @@ class Columns {
   // Whether this thread has any columns; the following ask those that have.
   FASTBN_DEVICE bool active() const { return row_ < rows() && column() < geometry_.matrix_columns; }
 
-  // The channel of a lane, counted within the slab.
-  FASTBN_DEVICE int channel_of(int lane) const {
-    const int column = vector_ * kWidth + lane;
-    const int step = geometry_.channel_step;
-    return step == 1 ? column % geometry_.slab_channels : column / step;
+  // Calls take(lane, channel) for each lane, its channel counted within the slab. Divides once: the
+  // next lane's column is the next of the same channel, or of the next one.
+  template <typename Take>
+  FASTBN_DEVICE void for_each_lane(const Take& take) const {
+    const bool interleaved = geometry_.channel_step == 1;
+    const int period = interleaved ? geometry_.slab_channels : geometry_.channel_step;
+    int rounds = vector_ * kWidth / period;
+    int place = vector_ * kWidth - rounds * period;
+#pragma unroll
+    for (int lane = 0; lane < kWidth; ++lane) {
+      take(lane, interleaved ? place : rounds);
+      if (++place == period) {
+        place = 0;
+        ++rounds;
+      }
+    }
   }
 
   // Where the first element of a channel lies in the slab's first row.

@@ -21,10 +21,8 @@ struct Identity {
 template <typename Mapping>
 FASTBN_DEVICE void load_lanes(const Mapping& mapping, const typename Mapping::acc_t* array,
                               typename Mapping::acc_t (&lanes)[Mapping::kLanes]) {
-#pragma unroll
-  for (int lane = 0; lane < Mapping::kLanes; ++lane) {
-    lanes[lane] = mapping.active() ? array[mapping.channel_of(lane)] : 0;
-  }
+  mapping.for_each_lane(
+      [&](int lane, int channel) { lanes[lane] = mapping.active() ? array[channel] : 0; });
 }
 
 // The steps are function objects that a mapping calls with the chunks of some items, and that read

@@ -33,7 +33,10 @@ class Segments {
   FASTBN_DEVICE int vector() const { return 0; }
 
   FASTBN_DEVICE bool active() const { return true; }
-  FASTBN_DEVICE int channel_of(int) const { return 0; }
+  template <typename Take>
+  FASTBN_DEVICE void for_each_lane(const Take& take) const {
+    take(0, 0);
+  }
   FASTBN_DEVICE int first_element(int) const { return 0; }
   FASTBN_DEVICE int64_t origin(const Activation&, int) const { return channel_ * problem_.spatial; }
 
