@@ -315,11 +315,10 @@ class OnChipPlanner {
     const int64_t pass = tensor_bytes(problem_);
     // Every part holds as many items, but for those that have fewer.
     const int64_t per_part = int64_t{residence.stages} * residence.stage_items;
-    int64_t held_items = 0;
     const int64_t parts = plan.geometry.parts;
     const int64_t least = plan.geometry.items / parts;
     const int64_t larger = plan.geometry.items % parts;
-    held_items =
+    const int64_t held_items =
         larger * std::min(per_part, least + 1) + (parts - larger) * std::min(per_part, least);
     const int64_t item = pass / plan.geometry.items;  // over all slabs
     plan.bytes_read = tensors_ * (pass + (plan.geometry.items - held_items) * item);
