@@ -46,8 +46,7 @@ int count_threads(const Geometry& geometry, int64_t part_items, int most) {
   return static_cast<int>(std::min<int64_t>(round_up(threads, kWarp), most));
 }
 
-// --- Shared memory
-// ---------------------------------------------------------------------------------
+// --- Shared memory -------------------------------------------------------------------------------
 
 // Values that merging `rows` of `columns` keeps; see reduce.cuh.
 int tree_values(int rows, int columns) {
@@ -78,8 +77,7 @@ int scratch_numbers(const Problem& problem, const Geometry& geometry, int thread
   return most;
 }
 
-// --- Split, tiny, elementwise
-// ------------------------------------------------------------------------
+// --- Split, tiny, elementwise --------------------------------------------------------------------
 
 class PassPlanner {
  public:
@@ -190,8 +188,7 @@ class PassPlanner {
   Plan plan_;
 };
 
-// --- On chip
-// -----------------------------------------------------------------------------------------
+// --- On chip -------------------------------------------------------------------------------------
 
 class OnChipPlanner {
  public:

@@ -85,8 +85,7 @@ class Model {
     return bytes <= kCacheShare * static_cast<double>(device_.l2_bytes) ? cached_cost_ : 1;
   }
 
-  // --- Split, and whatever takes one step
-  // ---------------------------------------------------------
+  // --- Split, and whatever takes one step --------------------------------------------------------
 
   double seconds_in_passes() const {
     const int64_t at_once = slots(device_, geometry_.mapping);
@@ -104,8 +103,7 @@ class Model {
     return seconds + bytes / rate(blocks / occupancy(geometry_.mapping).blocks, /*streams=*/true);
   }
 
-  // --- Tiny
-  // ---------------------------------------------------------------------------------------
+  // --- Tiny --------------------------------------------------------------------------------------
 
   double seconds_tiny() const {
     // Everything waits for the slowest block, which reads its slab twice.
@@ -118,8 +116,7 @@ class Model {
     return kLaunch + std::max(waves * one_slab, all);
   }
 
-  // --- On chip
-  // ------------------------------------------------------------------------------------
+  // --- On chip -----------------------------------------------------------------------------------
 
   double seconds_on_chip() const {
     const Residence& residence = geometry_.residence;

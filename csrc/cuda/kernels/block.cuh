@@ -44,19 +44,19 @@ FASTBN_DEVICE Mapping block_mapping(const Problem& problem, const Geometry& geom
 }
 
 // Thread `channel` gets the moments of the part's elements of that channel, the mean counted from
-// the reference that it leaves in shared memory, with weight and bias.
+// `reference`, which it gets too.
 template <typename Mapping, typename acc_t>
 FASTBN_DEVICE Moments<acc_t, 1> block_moments(const Mapping& mapping, const Geometry& geometry,
-                                              const TrainingForward& op, Shared<acc_t>& shared) {
+                                              const Activation& x, const Shared<acc_t>& shared,
+                                              acc_t& reference) {
   const int channel = gpu::thread_index();
+  reference = 0;
   if (channel < mapping.channels()) {
-    const auto* data = static_cast<const typename Mapping::scalar_t*>(op.x.data);
-    const acc_t reference =
-        gpu::widen(gpu::load<gpu::Reuse::kLikely>(data + mapping.origin(op.x, channel)));
-    shared.put(geometry, channel,
-               read_parameters(op, mapping.first_channel() + channel, reference));
+    const auto* data = static_cast<const typename Mapping::scalar_t*>(x.data);
+    reference = gpu::widen(gpu::load<gpu::Reuse::kLikely>(data + mapping.origin(x, channel)));
+    shared.coefficients[channel] = reference;
   }
-  GatherMoments<Mapping> step(op.x);
+  GatherMoments<Mapping> step(x);
   gather(mapping, part_items(geometry, mapping.part()), step);
   gpu::sync_block();
   return merge_block(mapping, geometry, step.result(mapping, shared.coefficients), shared.scratch);

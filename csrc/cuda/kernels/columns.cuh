@@ -20,8 +20,8 @@ class Columns {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = kWidth;
-  static constexpr bool kHolds =
-      kWidth * sizeof(scalar_t) == kVectorBytes;  // stages in shared memory
+  // Whether stages of it reside in shared memory.
+  static constexpr bool kHolds = kWidth * sizeof(scalar_t) == kVectorBytes;
   static constexpr Occupancy kOccupancy = kColumnsOccupancy;
 
   // Refers to its arguments: parameters of the kernel cost no registers.

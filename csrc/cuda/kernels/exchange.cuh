@@ -134,7 +134,6 @@ FASTBN_DEVICE Value exchange_on_grid(const Mapping& mapping, const Geometry& geo
   const bool is_last = *comes_last;
   gpu::sync_block();
   if (!is_last) return finishes ? message(parts).read_global(thread) : value;
-  gpu::fence_device();
   value =
       merge_lists<Value>(parts, mapping.channels(), static_cast<Value*>(scratch),
                          [&](int part, int channel) { return message(part).read_global(channel); });

@@ -40,7 +40,7 @@ FASTBN_DEVICE void count_batch(const TrainingForward& op) {
   gpu::store<gpu::Reuse::kLikely>(op.num_batches_tracked, batches + 1);
 }
 
-// What is needed besides the moments of a channel, for those who read it in time.
+// What is needed besides the moments of a channel.
 template <typename acc_t>
 FASTBN_DEVICE Affine<acc_t> read_parameters(const TrainingForward& op, int64_t channel,
                                             acc_t reference) {

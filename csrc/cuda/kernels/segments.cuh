@@ -16,7 +16,8 @@ class Segments {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = 1;
-  static constexpr bool kHolds = true;  // stages in shared memory
+  // Whether stages of it reside in shared memory.
+  static constexpr bool kHolds = true;
   static constexpr Occupancy kOccupancy = kSegmentsOccupancy;
 
   FASTBN_DEVICE Segments(const Problem& problem, const Geometry& geometry, int slab, int part)

@@ -54,16 +54,16 @@ split_statistics(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry 
   using acc_t = typename Mapping::acc_t;
   gpu::allow_next_kernel();
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  Shared<acc_t> shared(geometry);
-  Moments<acc_t, 1> moments = block_moments(mapping, geometry, op, shared);
+  const Shared<acc_t> shared(geometry);
+  acc_t reference;
+  Moments<acc_t, 1> moments = block_moments(mapping, geometry, op.x, shared, reference);
   const int64_t channels = op.problem.channels;
   if (!merge_parts<acc_t>(mapping, geometry, workspace, channels, moments, shared.scratch)) return;
   const int thread = gpu::thread_index();
   if (thread >= mapping.channels()) return;
   const int64_t channel = mapping.first_channel() + thread;
-  const auto parameters = shared.template get<3>(geometry, thread);
-  const Statistics<acc_t> statistics(op, moments, parameters.values[kReference]);
-  save(workspace, channels, channel, statistics.affine(parameters));
+  const Statistics<acc_t> statistics(op, moments, reference);
+  save(workspace, channels, channel, statistics.affine(read_parameters(op, channel, reference)));
   statistics.save(op, channel);
 }
 

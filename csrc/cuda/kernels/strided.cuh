@@ -14,7 +14,8 @@ class Strided {
   using scalar_t = scalar_t_;
   using acc_t = AccumulateOf<scalar_t>;
   static constexpr int kLanes = 1;
-  static constexpr bool kHolds = false;  // stages in shared memory
+  // Whether stages of it reside in shared memory.
+  static constexpr bool kHolds = false;
   static constexpr Occupancy kOccupancy = kStridedOccupancy;
 
   FASTBN_DEVICE Strided(const Problem& problem, const Geometry& geometry, int slab, int part)

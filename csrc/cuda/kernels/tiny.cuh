@@ -20,13 +20,14 @@ tiny_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geom
   if (gpu::block_index() == 0) count_batch(op);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   Shared<acc_t> shared(geometry);
-  const Moments<acc_t, 1> moments = block_moments(mapping, geometry, op, shared);
-  const int channel = gpu::thread_index();
-  if (channel < mapping.channels()) {
-    const auto parameters = shared.template get<3>(geometry, channel);
-    const Statistics<acc_t> statistics(op, moments, parameters.values[kReference]);
-    shared.put(geometry, channel, statistics.affine(parameters));
-    statistics.save(op, mapping.first_channel() + channel);
+  acc_t reference;
+  const Moments<acc_t, 1> moments = block_moments(mapping, geometry, op.x, shared, reference);
+  const int thread = gpu::thread_index();
+  if (thread < mapping.channels()) {
+    const int64_t channel = mapping.first_channel() + thread;
+    const Statistics<acc_t> statistics(op, moments, reference);
+    shared.put(geometry, thread, statistics.affine(read_parameters(op, channel, reference)));
+    statistics.save(op, channel);
   }
   gpu::sync_block();
   apply(mapping, part_items(geometry, mapping.part()),
