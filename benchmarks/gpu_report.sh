@@ -186,7 +186,7 @@ conclude_tests() {
   quote "^(FAILED|ERROR) |$outcome" "$1" 21
 }
 
-only_gpu=(test_cuda.py test_cuda_graphs.py)
+only_gpu=(test_cuda.py test_cuda_algorithms.py test_cuda_graphs.py)
 step tests_gpu "${in_shell[@]}" run_tests "${only_gpu[@]}"
 conclude_tests "$out/tests_gpu.txt"
 

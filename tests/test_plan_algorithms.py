@@ -52,6 +52,12 @@ def network_plans(device: str, batch: int, **options: Any) -> Iterator[fastbn.Pl
         yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device, **options)
 
 
+def forced(plan: fastbn.Plan, algorithm: str) -> fastbn.Plan:
+    """The plan of an algorithm for the same question."""
+    question = {"dtype": plan.dtype, "layout": plan.layout, "op": plan.op, "device": plan.device}
+    return fastbn.plan(plan.shape, algorithm=algorithm, **question)
+
+
 def odd_plans(device: str) -> Iterator[fastbn.Plan]:
     """The same on shapes that no network has: remainders, single values, and too many elements."""
     shapes = [
@@ -183,14 +189,7 @@ def test_large_layers_keep_the_device_busy(device: str) -> None:
 @pytest.mark.parametrize("batch", [1, 32, 256])
 def test_never_more_bytes_than_split(device: str, batch: int) -> None:
     for plan in network_plans(device, batch):
-        split = fastbn.plan(
-            plan.shape,
-            dtype=plan.dtype,
-            layout=plan.layout,
-            op=plan.op,
-            device=device,
-            algorithm="split",
-        )
+        split = forced(plan, "split")
         assert plan.floor_bytes == split.floor_bytes
         assert plan.floor_bytes <= plan.bytes_moved <= split.bytes_moved, plan
         assert plan.bytes_written == split.bytes_written
@@ -242,15 +241,7 @@ def test_fastest_is_chosen(device: str, batch: int) -> None:
             assert set(considered) == {"elementwise"}
         else:
             assert "split" in considered
-            forced = fastbn.plan(
-                plan.shape,
-                dtype=plan.dtype,
-                layout=plan.layout,
-                op=plan.op,
-                device=device,
-                algorithm=plan.algorithm,
-            )
-            assert forced == plan
+            assert forced(plan, plan.algorithm) == plan
 
 
 @pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])

@@ -1,0 +1,86 @@
+"""Each algorithm of the CUDA kernels, forced in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from devices import GPU, MISSING, REQUIRED
+
+import fastbn
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+    RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+if MISSING is not None and not REQUIRED:
+    reason = f"{MISSING}; FASTBN_REQUIRE_CUDA=1 takes that for a failure"
+    pytest.skip(reason, allow_module_level=True)
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("gpu")]
+
+# In a process of its own, as the choice is made once. New memory is full of NaNs there, so no
+# element can be left as it was before.
+CHECK = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from case_checks import check
+from devices import kernels
+from tables import Case, hard_cases, make, small_cases
+from tolerances import CONDITION
+import fastbn
+torch.use_deterministic_algorithms(True)
+def fits(x):
+    plans = [fastbn.plan(x, op=op, algorithm="auto") for op in ("forward", "backward")]
+    return all({algorithm!r} in dict(plan.considered) for plan in plans)
+count = 0
+for case in small_cases((torch.float32, torch.bfloat16)) + hard_cases():
+    torch.manual_seed(0)
+    tensors = make(case, {gpu!r})
+    if fits(tensors.x):
+        check(tensors, True, CONDITION.get((case.data, case.dtype), 1.0))
+        count += 1
+x = make(Case("any", (16, 8, 40, 40), "contiguous", torch.float32), {gpu!r}).x
+print(count, kernels(lambda: fastbn.batch_norm(x, None, None, training=True))[0])
+"""
+# By how many of the cases they fit at least.
+ALGORITHMS = {"split": 300, "tiny": 300, "resident": 40, "cluster": 40, "grid": 40}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_each_algorithm_computes_all_cases(algorithm: str, run_python: RunPython) -> None:
+    if algorithm not in dict(fastbn.plan((16, 8, 40, 40), device=GPU).considered):
+        pytest.skip(f"this GPU has no {algorithm}")
+    script = CHECK.format(tests=str(Path(__file__).parent), gpu=GPU, algorithm=algorithm)
+    done = run_python("-c", script, FASTBN_CUDA_ALGORITHM=algorithm)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, kernel = done.stdout.split()
+    assert int(count) > ALGORITHMS[algorithm]
+    prefix = algorithm if algorithm in ("split", "tiny") else "onchip"
+    assert kernel.startswith(f"fastbn::{prefix}")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("fastest", "FASTBN_CUDA_ALGORITHM: there is no algorithm 'fastest'"),
+        ("tiny", "FASTBN_CUDA_ALGORITHM: algorithm 'tiny' does not fit: momentum=None"),
+    ],
+    ids=["unknown", "unfitting"],
+)
+def test_algorithm_that_does_not_fit_is_refused(
+    algorithm: str, words: str, run_python: RunPython
+) -> None:
+    done = run_python(
+        "-c",
+        "import torch, fastbn\n"
+        f"module = fastbn.BatchNorm1d(3, momentum=None, device={GPU!r})\n"
+        "try:\n"
+        f"    module(torch.randn(4, 3, device={GPU!r}))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n",
+        FASTBN_CUDA_ALGORITHM=algorithm,
+    )
+    assert words in done.stdout, done.stderr[-2000:]
