@@ -1,6 +1,11 @@
-"""``python -m benchmarks``: fastbn's batch norm against stock's on the layers of ResNet-50.
+"""``python -m benchmarks``: fastbn's batch norm against what else there is.
 
-``python -m benchmarks claims`` puts what is said of batch normalization to the test instead.
+kernels: passes over many shapes. overhead: what a call costs the host. model: a training step of
+ResNet-50. memory: what is saved and held. claims: what is said of batch normalization, put to the
+test. Without a name all but the claims; all is all of them.
+
+Also: compare BEFORE.json AFTER.json, for regressions; readme, which writes the measured parts of
+README.md.
 """
 
 from __future__ import annotations
@@ -8,102 +13,201 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import report
-from .layers import (
-    BACKWARD,
-    EVALUATION,
-    FORWARD,
-    LAYOUTS,
-    PROVIDERS,
-    TOLERANCES,
-    Case,
-    measure_cases,
-)
-from .machine import environment
+from .cases import DTYPES, ENDINGS, Case, layouts
+from .kernels import measure_cases
+from .machine import environment, name_of
+from .memory import measure_memory
+from .model import measure_model
 from .overhead import measure_overhead
-from .shapes import RESNET50, RESNET50_STAGES
+from .providers import PROVIDERS, available
+from .rows import Results
+from .shapes import RESNET50_STAGES, Shape, shape_sets
 from .timing import Disturbance, keep_memory_warm
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
-# What is measured where nothing else is asked for: images a batch, dtypes, and seconds for a pass
-# on a case, --quick or not.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .rows import Row
+
+BENCHMARKS = ("kernels", "overhead", "model", "memory")
+# What is measured where nothing else is asked for: images a batch, --quick or not; dtypes; seconds
+# for a pass on a case, --quick or not.
 _DEFAULTS = {
-    "cpu": (32, ["float32", "bfloat16"], (0.25, 1.2)),
-    "cuda": (256, ["bfloat16"], (0.1, 0.3)),
+    "cpu": ((32, 8), ["float32", "bfloat16"], (0.5, 0.1)),
+    "cuda": ((256, 64), ["bfloat16", "float16", "float32"], (0.2, 0.05)),
 }
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("benchmark", nargs="?", choices=[*BENCHMARKS, "claims", "all"])
     parser.add_argument("--device", choices=_DEFAULTS, default="cpu", help="(default: cpu)")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, less time for each")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and smaller shapes, nothing compiled"
+    )
     parser.add_argument("--threads", type=int, default=2, help="for all sides (default: 2)")
-    batches = ", ".join(f"{batch} on {device}" for device, (batch, *_) in _DEFAULTS.items())
-    parser.add_argument("--batch", type=int, help=f"images a batch (default: {batches})")
-    parser.add_argument("--dtypes", nargs="+", choices=_DTYPES)
-    compiled = "stock's as torch.compile makes it, too; takes minutes to compile"
-    parser.add_argument("--compiled", action="store_true", help=compiled)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    batches = ", ".join(f"{full} on {device}" for device, ((full, _), *_) in _DEFAULTS.items())
+    parser.add_argument("--batch", type=int, help=f"images in ResNet-50 (default: {batches})")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of kernels and memory")
+    parser.add_argument("--shapes", nargs="+", choices=shape_sets(1), help="of kernels")
+    parser.add_argument(
+        "--providers", nargs="+", choices=PROVIDERS, help="besides fastbn and stock"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there as a table")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures there")
     options = parser.parse_args(arguments)
-    batch, dtypes, budgets = _DEFAULTS[options.device]
-    options.batch = options.batch or batch
+    batches, dtypes, budgets = _DEFAULTS[options.device]
+    options.batch = options.batch or batches[options.quick]
     options.dtypes = options.dtypes or dtypes
-    options.budget = budgets[not options.quick]
+    options.budget = budgets[options.quick]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --device cpu measures the processor")
     return options
 
 
+class Suite:
+    """The benchmarks of one call, with its options."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.sets = shape_sets(options.batch)
+        names = options.providers or [
+            name for name, one in PROVIDERS.items() if not (options.quick and one.slow_to_build)
+        ]
+        self._providers = available(dict.fromkeys(("fastbn", "stock", *names)))
+        self.wrong: list[str] = []
+
+    @property
+    def _compiled(self) -> bool:
+        return "compiled" in self._providers
+
+    def kernels(self) -> list[Row]:
+        """Passes over the sets of shapes that were asked for, or all."""
+        options = self._options
+        cases = [
+            Case(name, shape, DTYPES[dtype], layout, ending, options.device)
+            for name in options.shapes or self.sets
+            if options.device != "cpu" or not self.sets[name].needs_gpu
+            for dtype in options.dtypes
+            for shape in (self.sets[name].quick if options.quick else self.sets[name].shapes)
+            for layout in layouts(shape)
+            for ending in ENDINGS
+        ]
+        rows, wrong = measure_cases(cases, self._providers, options.budget)
+        self.wrong += wrong
+        return rows
+
+    def overhead(self) -> list[Row]:
+        """Calls with next to nothing to compute."""
+        options = self._options
+        return measure_overhead(self._providers, 4 * options.budget, options.device)
+
+    def model(self) -> list[Row]:
+        """Steps of ResNet-50, where transformers is installed."""
+        options = self._options
+        try:
+            rows, wrong = measure_model(
+                options.device,
+                quick=options.quick,
+                compiled=self._compiled,
+                budget=60 * options.budget,
+            )
+        except ImportError as error:
+            print(f"model: left out, since transformers is missing ({error})")
+            return []
+        self.wrong += wrong
+        return rows
+
+    def memory(self) -> list[Row]:
+        """A layer of ResNet-50."""
+        options = self._options
+        shape = Shape.of(RESNET50_STAGES[1], options.batch)
+        cases = [
+            Case("resnet50", shape, DTYPES[dtype], layout, ending, options.device)
+            for dtype in options.dtypes
+            for layout in layouts(shape)
+            for ending in ENDINGS
+        ]
+        return measure_memory(cases, self._providers)
+
+
+def _tables(results: Results, suite: Suite) -> str:
+    show: dict[str, Callable[[Results], str]] = {
+        "kernels": lambda results: report.kernels(results, suite.sets),
+        **report.SECTIONS,
+    }
+    return "\n\n".join(table(results) for name, table in show.items() if results.select(name))
+
+
+def _write(results: Results, options: argparse.Namespace) -> None:
+    written = []
+    if options.json:
+        results.write_json(options.json)
+        written.append(options.json)
+    if options.csv:
+        results.write_csv(options.csv)
+        written.append(options.csv)
+    if options.plot:
+        from .plots import plot_kernels
+
+        options.plot.mkdir(parents=True, exist_ok=True)
+        machine = name_of(results.environment)
+        written += plot_kernels(results.select("kernels"), machine, options.plot)
+    if written:
+        print("\nwrote " + ", ".join(map(str, written)))
+
+
+def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
+    torch.set_num_threads(options.threads)
+    where = environment(options.device)
+    if options.device == "cpu":
+        where["memory"] = keep_memory_warm()
+    print(report.environment_table(where), flush=True)
+    suite = Suite(options)
+    watch = Disturbance()
+    rows = [row for name in names for row in getattr(suite, name)()]
+    interruptions = watch.per_second()
+    results = Results({**where, "interruptions a second": round(interruptions)}, rows)
+    print(f"\n{_tables(results, suite)}\n")
+    if options.device == "cpu":
+        print(report.disturbance(interruptions))
+    for sentence in suite.wrong:
+        print(f"not timed: {sentence}")
+    _write(results, options)
+    return int(bool(suite.wrong))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and returns 1 if a result was wrong; a missed target is only reported."""
+    """Measures, prints and returns 1 if a result was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["claims"]:
+    if arguments[:1] == ["compare"]:
+        from . import compare
+
+        return compare.main(arguments[1:])
+    if arguments[:1] == ["readme"]:
+        from . import readme
+
+        return readme.main(arguments[1:])
+    options = _parse(arguments)
+    failed = 0
+    if options.benchmark != "claims":
+        chosen = options.benchmark in BENCHMARKS
+        failed = _measure(options, (options.benchmark,) if chosen else BENCHMARKS)
+    if options.benchmark in ("claims", "all"):
         from .claims import study
 
-        return study.main(arguments[1:])
-    options = _parse(arguments)
-    torch.set_num_threads(options.threads)
-    on_gpu = options.device != "cpu"
-    where = environment(options.device)
-    shown = {**where, "batch": options.batch}
-    if not on_gpu:
-        shown["memory"] = keep_memory_warm()
-    print(report.environment_table(shown), flush=True)
-
-    cases = [
-        Case(layer, options.batch, _DTYPES[dtype], layout, options.device)
-        for dtype in options.dtypes
-        for layout in LAYOUTS
-        for layer in (RESNET50_STAGES if options.quick else RESNET50)
-    ]
-    providers = dict(PROVIDERS)
-    if options.compiled:
-        from .compiled import CompiledBatchNorm2d
-
-        providers["compiled"] = CompiledBatchNorm2d
-    passes = (FORWARD, BACKWARD, EVALUATION)
-    watch = Disturbance()
-    rows, wrong = measure_cases(cases, passes, options.budget, providers)
-    overhead = measure_overhead(4 * options.budget, options.device)
-    interruptions = watch.per_second()
-
-    by_pass = [row for measured in passes for row in rows if row.measured is measured]
-    for sentence in wrong:
-        print(f"not timed, the result is wrong: {sentence}")
-    if rows:
-        network = report.network_table(by_pass)
-        print(f"\n{report.layer_table(by_pass)}\n\n{report.LEGEND}")
-        print(f"\nAll layers above, each as often as ResNet-50 has it:\n\n{network}")
-        if on_gpu:
-            print(f"\n{report.GPU_LEGEND}\n{report.overhead(overhead)}")
-        else:
-            print(f"\n{report.target_table(rows, overhead)}")
-            print(f"\n{report.disturbance(interruptions)}")
-    if options.json:
-        report.write_json(options.json, where, by_pass, overhead, interruptions)
-        print(f"\nwrote {options.json}")
-    return int(bool(wrong))
+        study.run(options.plot, quick=options.quick)
+    return failed
 
 
 if __name__ == "__main__":

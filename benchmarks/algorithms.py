@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tabulate import tabulate
-from torch import nn
 from tqdm import tqdm
 
 import fastbn
 from fastbn import _C
 
+from .cases import BACKWARD, DTYPES, FORWARD, Case, layouts
 from .gpu_timing import input_sets, measure_on_gpu
-from .layers import BACKWARD, FORWARD, LAYOUTS, TOLERANCES, Case
+from .kernels import copy_of
 from .machine import environment
-from .shapes import RESNET50, RESNET50_STAGES
+from .providers import PROVIDERS
+from .rows import COPY
+from .shapes import RESNET50, RESNET50_STAGES, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastbn.planning import Plan
 
-    from .layers import Pass
+    from .cases import Pass
+    from .rows import Environment
     from .timing import Timing
 
 PASSES = (FORWARD, BACKWARD)
@@ -54,7 +57,6 @@ class Comparison:
     plans: dict[str, Plan]
     timings: dict[str, Timing]
     chosen: str
-    tensor_bytes: int
 
     @property
     def fastest(self) -> str:
@@ -73,22 +75,22 @@ class Comparison:
     def share(self, name: str) -> float:
         """Of a copy's throughput, on the bytes that the algorithm moves."""
         per_second = self.plans[name].bytes_moved / self.timings[name].median
-        return per_second / (2 * self.tensor_bytes / self.timings["copy"].median)
+        return per_second / (2 * self.case.tensor_bytes / self.timings[COPY].median)
 
     def records(self) -> list[dict[str, Any]]:
         """A row for each algorithm, for JSON: times in seconds."""
         return [
             {
                 "pass": self.measured.name,
-                **asdict(self.case.layer),
-                "batch": self.case.batch,
+                "shape": str(self.case.shape),
+                "count": self.case.shape.count,
                 "dtype": self.case.dtype_name,
                 "layout": self.case.layout,
                 "algorithm": name,
                 "chosen": name == self.chosen,
                 "fastest": name == self.fastest,
                 "seconds": asdict(self.timings[name]),
-                "copy_seconds": asdict(self.timings["copy"]),
+                "copy_seconds": asdict(self.timings[COPY]),
                 "predicted_seconds": plan.microseconds / 1e6,
                 "error": self.error(name),
                 "share_of_copy": self.share(name),
@@ -115,30 +117,23 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
         budget: seconds.
     """
     with torch.cuda.stream(torch.cuda.Stream()):
-        x = case.tensor().requires_grad_()
-        sets = input_sets(x.nbytes, torch.cuda.get_device_properties(x.device).L2_cache_size)
-        inputs = [(x, case.tensor())]
-        inputs += [(case.tensor().requires_grad_(), case.tensor()) for _ in range(sets - 1)]
+        cache = torch.cuda.get_device_properties(case.device).L2_cache_size
+        inputs = [case.inputs() for _ in range(input_sets(case.tensor_bytes, cache))]
+        x = inputs[0].x
         chosen = fastbn.plan(x, op=measured.op, algorithm="auto")
         plans = {
             name: fastbn.plan(x, op=measured.op, algorithm=name) for name, _ in chosen.considered
         }
-        dtype = torch.promote_types(case.dtype, torch.float32)
-        module: nn.BatchNorm2d = fastbn.BatchNorm2d(
-            case.layer.channels, device=case.device, dtype=dtype
-        )
-        module.num_batches_tracked = None
-        prepared = [measured.prepare(module, *tensors) for tensors in inputs]
+        module = PROVIDERS["fastbn"].build(case).to(case.device, case.parameter_dtype)
+        module.norm.num_batches_tracked = None
+        prepared = [measured.prepare(module, one) for one in inputs]
         calls: dict[str, list[Callable[[], object]]] = {
             name: [partial(_forced, name, call) for call in prepared] for name in plans
         }
-        calls["copy"] = [
-            partial(torch.empty_like(source, requires_grad=False).copy_, source.detach())
-            for source, _ in inputs
-        ]
+        calls[COPY] = [copy_of(one, 2) for one in inputs]
         timings = measure_on_gpu(calls, budget)
     torch.cuda.empty_cache()
-    return Comparison(case, measured, plans, timings, chosen.algorithm, x.nbytes)
+    return Comparison(case, measured, plans, timings, chosen.algorithm)
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
@@ -149,7 +144,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
             lines.append(
                 [
                     comparison.measured.name,
-                    comparison.case.layer,
+                    comparison.case.shape,
                     comparison.case.dtype_name,
                     comparison.case.layout,
                     name + (" <" if name == comparison.chosen else ""),
@@ -159,7 +154,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
                     f"{comparison.share(name):.0%}",
                 ]
             )
-    headers = ["pass", "layer", "dtype", "layout", "algorithm", "us", "predicted", "off", "of copy"]
+    headers = ["pass", "shape", "dtype", "layout", "algorithm", "us", "predicted", "off", "of copy"]
     align = ("left",) * 5 + ("right",) * 4
     return tabulate(lines, headers, colalign=align, disable_numparse=True)
 
@@ -177,9 +172,7 @@ def verdict(comparisons: Iterable[Comparison]) -> str:
     )
 
 
-def write_json(
-    path: Path, where: Mapping[str, str | int], comparisons: Iterable[Comparison]
-) -> None:
+def write_json(path: Path, where: Environment, comparisons: Iterable[Comparison]) -> None:
     """Writes every number."""
     rows = [row for comparison in comparisons for row in comparison.records()]
     path.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
@@ -189,8 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.algorithms", description=__doc__)
     parser.add_argument("--batch", type=int, default=256, help="images a batch (default: 256)")
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
-    parser.add_argument("--dtype", choices=dtypes, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, less time for each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     options = parser.parse_args(arguments)
@@ -198,9 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("there is no GPU here; python -m fastbn plan tells what one would do")
     where = environment("cuda")
     cases = [
-        Case(layer, options.batch, dtypes[options.dtype], layout, "cuda")
-        for layout in LAYOUTS
+        Case("resnet50", shape, DTYPES[options.dtype], layout, device="cuda")
         for layer in (RESNET50_STAGES if options.quick else RESNET50)
+        for shape in (Shape.of(layer, options.batch),)
+        for layout in layouts(shape)
     ]
     comparisons = [
         compare(case, measured, 0.1 if options.quick else 0.3)

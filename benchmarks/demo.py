@@ -17,9 +17,12 @@ from tabulate import tabulate
 import fastbn
 
 from . import plots, report
-from .layers import BACKWARD, FORWARD, LAYOUTS, Case, measure_cases
-from .machine import environment
-from .shapes import RESNET50_STAGES
+from .cases import BACKWARD, FORWARD, Case, layouts
+from .kernels import measure_cases
+from .machine import environment, name_of
+from .providers import available
+from .rows import coldest, groups
+from .shapes import RESNET50_STAGES, Shape
 from .timing import Disturbance, keep_memory_warm
 from .training import Curves, load, network, train
 
@@ -95,19 +98,20 @@ def _compare_throughput(device: str, picture: Path) -> list[str]:
     batch, dtype, seconds = _THROUGHPUT[device]
     legend = report.GPU_LEGEND if device != "cpu" else f"Memory: {keep_memory_warm()}."
     cases = [
-        Case(layer, batch, dtype, layout, device) for layout in LAYOUTS for layer in RESNET50_STAGES
+        Case("resnet50", shape, dtype, layout, device=device)
+        for shape in (Shape.of(layer, batch) for layer in RESNET50_STAGES)
+        for layout in layouts(shape)
     ]
     print(f"\nThroughput on layers of ResNet-50, batches of {batch}", flush=True)
     watch = Disturbance()
-    rows, wrong = measure_cases(cases, (FORWARD, BACKWARD), seconds)
+    rows, wrong = measure_cases(cases, available(("fastbn", "stock")), seconds, (FORWARD, BACKWARD))
     quiet = report.disturbance(watch.per_second())
     if not wrong:
-        rows.sort(key=lambda row: row.measured.traffic)
-        print(f"\n{report.layer_table(rows)}\n\n{report.LEGEND}\n{legend}\n{quiet}")
-        where = environment(device)
-        machine = where.get("gpu") or f"{where['cpu']}, {where['threads']} threads"
-        title = f"Batches of {batch} in {cases[0].dtype_name} on {machine}"
-        plots.plot_throughput(rows, title, picture)
+        found = coldest(groups(rows))
+        found.sort(key=lambda group: (group.subject.measured != FORWARD.name, group.subject.layout))
+        print(f"\n{report.kernel_table(found)}\n\n{report.LEGEND}\n{legend}\n{quiet}")
+        title = f"Batches of {batch} in {cases[0].dtype_name} on {name_of(environment(device))}"
+        plots.plot_layers(found, title, picture)
     return wrong
 
 

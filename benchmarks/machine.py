@@ -7,11 +7,15 @@ import platform
 import subprocess
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import fastbn
 from fastbn._backend import cpu_capability
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def _cpu_model() -> str:
@@ -46,7 +50,7 @@ def _gpu(device: str) -> dict[str, str | int]:
     }
 
 
-def environment(device: str = "cpu") -> dict[str, str | int]:
+def environment(device: str = "cpu") -> dict[str, str | int | float]:
     """Processor, threads, GPU if that is the device, versions and date, as they stand now.
 
     The environment variable FASTBN_COMMIT names the commit where sources came without history.
@@ -64,3 +68,12 @@ def environment(device: str = "cpu") -> dict[str, str | int]:
         "python": platform.python_version(),
         "date": date.today().isoformat(),
     }
+
+
+def name_of(environment: Mapping[str, str | int | float]) -> str:
+    """What was measured on, in a few words."""
+    if "gpu" in environment:
+        return str(environment["gpu"])
+    return (
+        f"{environment['cpu']} with {environment['fastbn loops']}, {environment['threads']} threads"
+    )

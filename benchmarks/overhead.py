@@ -4,32 +4,66 @@ from __future__ import annotations
 
 from functools import partial
 from timeit import Timer
+from typing import TYPE_CHECKING
 
 import torch
 
-from .layers import PROVIDERS
-from .timing import Timing, measure
+from .cases import EVALUATION, FORWARD, Case
+from .rows import Row
+from .shapes import Shape
+from .timing import measure
 
-SHAPE = (2, 8, 2, 2)
-_CALLS = 200
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from .cases import Inputs
+    from .providers import Provider
+
+_SHAPE = Shape((2, 8, 2, 2))
+_REPEATS = 200
 
 
-def measure_overhead(budget: float, device: str = "cpu") -> dict[str, float]:
-    """Times a training forward that records its graph on a tensor of ``SHAPE``.
+def _step(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
+    wanted = (inputs.x, *module.train().parameters())
+    return lambda: torch.autograd.grad(module(inputs.x), wanted, inputs.dy)
+
+
+# Both of training in one, since backward needs a forward.
+_CALLS: dict[str, Callable[[nn.Module, Inputs], Callable[[], object]]] = {
+    "forward": FORWARD.prepare,
+    "forward and backward": _step,
+    "evaluation": EVALUATION.prepare,
+}
+
+
+def measure_overhead(
+    providers: Mapping[str, Provider], budget: float, device: str = "cpu"
+) -> list[Row]:
+    """Times calls on a tensor of 64 elements, which record a graph but for evaluation.
 
     On a GPU, too, that is what the host takes: kernels this small end before the next one comes.
 
     Args:
-        budget: seconds to spend.
+        providers: whose batch norms.
+        budget: seconds for each call.
         device: where the tensor is.
 
     Returns:
-        Microseconds per call of each provider: medians over interleaved runs of 200 calls.
+        Rows of seconds per call: medians over interleaved runs of 200 calls.
     """
-    x = torch.randn(SHAPE, device=device, requires_grad=True)
-    runs = {
-        name: partial(Timer(partial(provider(SHAPE[1], device=device), x)).timeit, _CALLS)
-        for name, provider in PROVIDERS.items()
-    }
-    timings: dict[str, Timing] = measure(runs, budget)
-    return {name: timing.median / _CALLS * 1e6 for name, timing in timings.items()}
+    case = Case("overhead", _SHAPE, torch.float32, "ncs", device=device)
+    rows = []
+    for call, prepare in _CALLS.items():
+        runs = {
+            name: partial(
+                Timer(prepare(provider.build(case).to(device), case.inputs())).timeit, _REPEATS
+            )
+            for name, provider in providers.items()
+            if provider.takes(case) and provider.layout is None
+        }
+        subject = case.subject("overhead", call)
+        for name, timing in measure(runs, budget).items():
+            rows.append(Row(subject, name, timing.divided(_REPEATS)))
+    return rows

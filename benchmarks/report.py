@@ -1,48 +1,38 @@
-"""Turns measured rows into tables, verdicts and JSON."""
+"""Tables of measured rows, and what to read them with."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from statistics import geometric_mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from .layers import BACKWARD, EVALUATION, FORWARD
-from .overhead import SHAPE
+from .cases import ENDINGS, PASSES
+from .providers import ABOUT
+from .rows import COPY, coldest, warm_twins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .layers import Row
-
-# Smallest geometric mean of a pass's ratios, smallest ratio of all, and largest overhead relative
-# to stock's that fastbn sets out to reach.
-_MEAN_TARGETS = {FORWARD.name: 2.0, BACKWARD.name: 1.4, EVALUATION.name: 1.0}
-_ROW_TARGET = 0.9
-_OVERHEAD_TARGET = 0.8
-
-# After the point, of milliseconds; by whether they are those of a GPU.
-_DIGITS = {False: 3, True: 4}
+    from .rows import Environment, Group, Results, Subject
+    from .shapes import ShapeSet
 
 # Interruptions per second. Two idle cores gave 35, one busy process more 270.
 _QUIET = 50
 
 LEGEND = """\
-Medians. Layouts: ncs is contiguous, nsc channels last. Ratio: stock's time over fastbn's.
-GB/s: fastbn, on the bytes a pass has to move (forward and evaluation read x and write y; backward
-reads x and dy and writes dx). Copy: that throughput as a share of a copy's of the same tensor."""
-
+Times are medians; p20 and p80 are percentiles of fastbn's. Layouts: ncs is contiguous, nsc channels
+last. Then: what follows, PyTorch's own, in place. GB/s: of fastbn, on the bytes that have to move
+(forward and evaluation read x and write y, backward reads x and dy and writes dx; an add moves one
+more). Of copy: the time of a copy of as many bytes over fastbn's. Faster: another's time over
+fastbn's; best is the fastest of the others."""
 
 GPU_LEGEND = """\
-Medians of the time on the GPU, replayed as CUDA graphs on tensors that are not in its L2 cache.
-What the host does is left out, and so is counting batches. Whose: the kernels that stock takes.
-Plan: what fastbn does."""
+Times are those of the GPU, replayed as CUDA graphs, without the host and without counting batches;
+on tensors that are not in its L2 cache, but for the column warm. Plan: what fastbn does."""
 
 
-def environment_table(environment: Mapping[str, str | int]) -> str:
+def environment_table(environment: Environment) -> str:
     """A line for each entry."""
     return tabulate(environment.items(), tablefmt="plain")
 
@@ -57,123 +47,277 @@ def disturbance(per_second: float) -> str:
     )
 
 
-def overhead(microseconds: Mapping[str, float]) -> str:
-    """A sentence on the cost of a call on the host."""
-    stock, fast = microseconds["stock"], microseconds["fastbn"]
-    return f"A training forward of {SHAPE} takes the host {fast:.1f} us; stock's, {stock:.1f} us."
+def providers_legend(groups: Iterable[Group]) -> str:
+    """Who they are, and whose kernels stock took."""
+    names = dict.fromkeys(name for group in groups for name in group.rows if name != COPY)
+    lines = [f"{name}: {ABOUT[name]}{_kernels_of(name, groups)}" for name in names]
+    return "\n".join(lines)
 
 
-def layer_table(rows: Sequence[Row]) -> str:
-    """A line for each row."""
-    timed = [name for name in rows[0].timings if name != "copy"]
-    times = [f"{name} ms" for name in timed]
-    headers = ["pass", "layer", "dtype", "layout", *times, "ratio", "GB/s", "copy"]
+def _kernels_of(name: str, groups: Iterable[Group]) -> str:
+    if not name.startswith("stock"):
+        return ""
+    taken = {group.rows[name].detail for group in groups if name in group.rows}
+    return f"; PyTorch took its {' or '.join(sorted(taken))} kernels"
+
+
+def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> str:
+    """Aligned, the first columns as words and the others as numbers."""
+    align = ["left"] * words + ["right"] * (len(headers) - words)
+    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+
+
+def _others(groups: Iterable[Group]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for name in group.others))
+
+
+def _milliseconds(seconds: float) -> str:
+    """With four significant digits."""
+    return f"{seconds * 1e3:#.4g}".rstrip(".")
+
+
+def kernel_table(groups: Iterable[Group]) -> str:
+    """A line for each group that fastbn is in, of those in a cold cache where there are any."""
+    groups = [group for group in groups if "fastbn" in group.rows]
+    warm = warm_twins(groups)
+    others = _others(groups)
+    headers = ["pass", "then", "shape", "dtype", "layout"]
+    headers += ["fastbn ms", "p20", "p80", "GB/s", "of copy"]
+    headers += [*(f"{name} ms" for name in others), "faster", "best"]
+    headers += ["warm", "whose", "plan"] if warm else []
+    lines = []
+    for group in coldest(groups):
+        subject, fast = group.subject, group.rows["fastbn"]
+        line = [subject.measured, subject.ending, subject.shape, subject.dtype, subject.layout]
+        line += map(_milliseconds, (fast.value.median, fast.value.p20, fast.value.p80))
+        line += [f"{fast.gb_per_second:.1f}", f"{group.share('fastbn'):.0%}"]
+        line += [_median(group, name) for name in others]
+        if group.others:
+            line += [f"{group.ratio(group.best_other):.2f}x", group.best_other]
+        else:
+            line += ["", ""]
+        if warm:
+            twin = warm.get(subject, group)
+            line += [_median(twin, "fastbn"), _detail(group, "stock"), fast.detail]
+        lines.append(line)
+    return _table(headers, lines, words=5)
+
+
+def _median(group: Group, name: str) -> str:
+    return _milliseconds(group.rows[name].value.median) if name in group.rows else ""
+
+
+def _detail(group: Group, name: str) -> str:
+    return group.rows[name].detail if name in group.rows else ""
+
+
+class NetworkTotal:
+    """The batch norms of a whole network in one pass, dtype and layout.
+
+    Attributes:
+        groups: its layers, fastbn among their providers.
+        seconds: by provider, of those that did all layers.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = groups
+        self.seconds = {
+            name: sum(group.subject.count * group.rows[name].value.median for group in groups)
+            for name in ("fastbn", *_others(groups))
+            if all(name in group.rows for group in groups)
+        }
+
+    @property
+    def subject(self) -> Subject:
+        """That of the first layer."""
+        return self.groups[0].subject
+
+    @property
+    def count(self) -> int:
+        """How many batch norms."""
+        return sum(group.subject.count for group in self.groups)
+
+    def ratio(self, name: str) -> float:
+        """Someone's time over fastbn's."""
+        return self.seconds[name] / self.seconds["fastbn"]
+
+    @property
+    def best_other(self) -> str:
+        """Who takes the least time but for fastbn."""
+        return min(self.seconds.keys() - {"fastbn"}, key=self.seconds.__getitem__)
+
+    def mean(self, name: str) -> float:
+        """Geometric mean over the layers of someone's time over fastbn's."""
+        return geometric_mean(group.ratio(name) for group in self.groups)
+
+    def least(self, name: str) -> float:
+        """The smallest of those."""
+        return min(group.ratio(name) for group in self.groups)
+
+
+def network_totals(groups: Iterable[Group]) -> list[NetworkTotal]:
+    """Of ResNet-50, for each pass, ending, dtype, layout and state of the cache."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        subject = group.subject
+        if subject.shapes == "resnet50" and "fastbn" in group.rows and group.others:
+            key = (subject.measured, subject.ending, subject.dtype, subject.layout, subject.cache)
+            found.setdefault(key, []).append(group)
+    order = {name: i for i, name in enumerate([m.name for m in PASSES] + list(ENDINGS))}
+    keys = sorted(found, key=lambda key: (order[key[0]], order[key[1]]))
+    return [NetworkTotal(found[key]) for key in keys]
+
+
+def network_table(groups: Iterable[Group]) -> str:
+    """A line for each total."""
+    totals = network_totals(groups)
+    others = list(dict.fromkeys(name for t in totals for name in t.seconds if name != "fastbn"))
+    headers = ["pass", "then", "dtype", "layout", "cache", "fastbn ms"]
+    headers += [*(f"{name} ms" for name in others), "faster", "best", "stock: mean", "least"]
+    lines = []
+    for total in totals:
+        subject = total.subject
+        line = [subject.measured, subject.ending, subject.dtype, subject.layout, subject.cache]
+        line.append(_milliseconds(total.seconds["fastbn"]))
+        line += [_milliseconds(total.seconds[n]) if n in total.seconds else "" for n in others]
+        line += [f"{total.ratio(total.best_other):.2f}x", total.best_other]
+        line += (
+            [f"{total.mean('stock'):.2f}x", f"{total.least('stock'):.2f}x"]
+            if "stock" in total.seconds
+            else ["", ""]
+        )
+        lines.append(line)
+    return _table(headers, lines, words=5)
+
+
+def mean_table(groups: Iterable[Group]) -> str:
+    """Geometric means over all rows of a set of shapes and a pass: against each, and the best."""
+    groups = [g for g in coldest(groups) if "fastbn" in g.rows and g.others]
+    others = _others(groups)
+    headers = ["shapes", "pass", "rows", *(f"vs {name}" for name in others), "vs best", "least"]
+    lines = []
+    for shapes, measured in dict.fromkeys((g.subject.shapes, g.subject.measured) for g in groups):
+        rows = [g for g in groups if (g.subject.shapes, g.subject.measured) == (shapes, measured)]
+        best = [group.ratio(group.best_other) for group in rows]
+        line = [shapes, measured, str(len(rows))]
+        for name in others:
+            ratios = [group.ratio(name) for group in rows if name in group.rows]
+            line.append(f"{geometric_mean(ratios):.2f}x" if ratios else "")
+        lines.append([*line, f"{geometric_mean(best):.2f}x", f"{min(best):.2f}x"])
+    return _table(headers, lines, words=2)
+
+
+def kernels(results: Results, sets: Mapping[str, ShapeSet]) -> str:
+    """All tables of the benchmark, with their legends."""
+    groups = results.select("kernels")
+    parts = []
+    for name in dict.fromkeys(group.subject.shapes for group in groups):
+        rows = [group for group in groups if group.subject.shapes == name]
+        parts.append(f"{name}: {sets[name].about}\n\n{kernel_table(rows)}")
+    legend = f"{LEGEND}\n{GPU_LEGEND}" if any(g.subject.cache == "cold" for g in groups) else LEGEND
+    parts += [providers_legend(groups), legend]
+    if network_totals(groups):
+        parts.append(
+            "All layers of ResNet-50 that are above, each as often as the network has it; mean and "
+            f"least of\nstock's time over fastbn's in one layer:\n\n{network_table(groups)}"
+        )
+    parts.append(f"Geometric means of times over fastbn's:\n\n{mean_table(groups)}")
+    return "\n\n".join(parts)
+
+
+def overhead(results: Results) -> str:
+    """A line for each call, in microseconds."""
+    groups = results.select("overhead")
+    others = _others(groups)
     lines = [
         [
-            row.measured.name,
-            row.case.layer,
-            row.case.dtype_name,
-            row.case.layout,
-            *(f"{row.timings[name].median * 1e3:.{_DIGITS[row.case.on_gpu]}f}" for name in timed),
-            f"{row.ratio:.2f}x",
-            f"{row.gb_per_second('fastbn'):.1f}",
-            f"{row.share:.0%}",
-            *_gpu_cells(row),
+            group.subject.measured,
+            group.subject.shape,
+            *(f"{group.rows[name].value.median * 1e6:.1f}" for name in ("fastbn", *others)),
+            f"{group.ratio('stock'):.2f}x",
         ]
-        for row in rows
+        for group in groups
     ]
-    align = ["left"] * 4 + ["right"] * (len(timed) + 3)
-    if rows[0].case.on_gpu:
-        headers += ["whose", "plan"]
-        align += ["left"] * 2
-    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+    headers = ["call", "shape", "fastbn us", *(f"{name} us" for name in others), "faster"]
+    return (
+        "What a call costs the host where there is next to nothing to compute; faster: than stock"
+        f"\n\n{_table(headers, lines, words=2)}"
+    )
 
 
-def _gpu_cells(row: Row) -> list[str]:
-    if row.plan is None or row.stock_backend is None:
-        return []
-    plan = row.plan
-    return [row.stock_backend, f"{plan.algorithm} {plan.mapping} {plan.grid}x{plan.block}"]
-
-
-def network_table(rows: Sequence[Row]) -> str:
-    """A line for each pass, dtype and layout: the time of all layers, each by its count."""
-    totals: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        key = (row.measured.name, row.case.dtype_name, row.case.layout)
-        total = totals.setdefault(key, [0.0, 0.0])
-        for i, name in enumerate(("stock", "fastbn")):
-            total[i] += row.case.layer.count * row.timings[name].median * 1e3
-    digits = _DIGITS[rows[0].case.on_gpu] - 2
-    lines = [
-        [*key, f"{stock:.{digits}f}", f"{fast:.{digits}f}", f"{stock / fast:.2f}x"]
-        for key, (stock, fast) in totals.items()
-    ]
-    headers = ["pass", "dtype", "layout", "stock ms", "fastbn ms", "ratio"]
-    align = ("left",) * 3 + ("right",) * 3
-    return tabulate(lines, headers, colalign=align, disable_numparse=True)
-
-
-def target_table(rows: Sequence[Row], overhead: Mapping[str, float]) -> str:
-    """A line for each target: what was measured, and whether that meets it.
-
-    Args:
-        rows: with at least one row of each pass.
-        overhead: microseconds per call of ``stock`` and ``fastbn``.
-    """
+def model(results: Results) -> str:
+    """A line for each way to train the network."""
+    figures: dict[tuple[str, str, str], dict[str, Group]] = {}
+    for group in results.select("model"):
+        subject = group.subject
+        key = (subject.shape, subject.dtype, subject.layout)
+        figures.setdefault(key, {})[subject.measured] = group
     lines = []
-    for name, target in _MEAN_TARGETS.items():
-        mean = geometric_mean(row.ratio for row in rows if row.measured.name == name)
-        lines.append([f"{name}, geometric mean", f"{mean:.3f}x", f">= {target}x", mean >= target])
-    worst = min(rows, key=lambda row: row.ratio)
-    where = f"smallest ratio ({worst.measured.name} {worst.case})"
-    lines.append([where, f"{worst.ratio:.3f}x", f">= {_ROW_TARGET}x", worst.ratio >= _ROW_TARGET])
-    stock, fast = overhead["stock"], overhead["fastbn"]
-    cost = fast / stock
-    where = f"overhead on {SHAPE} ({fast:.1f} us, stock {stock:.1f} us)"
-    lines.append([where, f"{cost:.3f}x", f"<= {_OVERHEAD_TARGET}x", cost <= _OVERHEAD_TARGET])
-    for line in lines:
-        line[-1] = "met" if line[-1] else "not met"
-    headers = ["figure", "measured", "target", ""]
-    return tabulate(lines, headers, colalign=("left", "right", "right", "left"))
+    for key, by_name in figures.items():
+        step = by_name["step"]
+        for name, row in step.rows.items():
+            seconds = row.value.median
+            line = [
+                *key,
+                name,
+                _milliseconds(seconds),
+                f"{int(key[0].split('x')[0]) / seconds:.1f}",
+            ]
+            line.append(f"{step.rows['stock'].value.median / seconds:.3f}x")
+            for measured, show in (("batch norm", "{:.0%}".format), ("peak", _mebibytes)):
+                other = by_name.get(measured)
+                known = other is not None and name in other.rows
+                line.append(show(other.rows[name].value.median) if known else "")
+            lines.append(line)
+    headers = ["images", "dtype", "layout", "batch norm of", "step ms", "images/s", "faster"]
+    headers += ["of which BN", "peak MiB"]
+    return (
+        "A training step of ResNet-50 (forward, backward, SGD); faster: than stock"
+        f"\n\n{_table(headers, lines, words=4)}"
+    )
 
 
-def _gpu_record(row: Row) -> dict[str, Any]:
-    if row.plan is None:
-        return {}
-    return {
-        "stock_backend": row.stock_backend,
-        "plan": {**asdict(row.plan), "dtype": row.case.dtype_name},
-    }
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:.1f}"
 
 
-def write_json(
-    path: Path,
-    environment: Mapping[str, str | int],
-    rows: Sequence[Row],
-    overhead: Mapping[str, float],
-    interruptions: float,
-) -> None:
-    """Writes all that was measured: times in seconds, overhead in microseconds."""
-    content = {
-        "environment": environment,
-        "interruptions_per_second": interruptions,
-        "overhead_us": overhead,
-        "rows": [
-            {
-                "pass": row.measured.name,
-                **asdict(row.case.layer),
-                "batch": row.case.batch,
-                "dtype": row.case.dtype_name,
-                "layout": row.case.layout,
-                "bytes": row.measured.traffic * row.tensor_bytes,
-                "seconds": {name: asdict(timing) for name, timing in row.timings.items()},
-                "ratio": row.ratio,
-                "gb_per_second": row.gb_per_second("fastbn"),
-                "share_of_copy": row.share,
-                **_gpu_record(row),
-            }
-            for row in rows
-        ],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def memory(results: Results) -> str:
+    """A line for each case and provider."""
+    lines = []
+    by_case: dict[tuple[str, ...], dict[str, Group]] = {}
+    for group in results.select("memory"):
+        subject = group.subject
+        key = (subject.shape, subject.dtype, subject.layout, subject.ending)
+        by_case.setdefault(key, {})[subject.measured] = group
+    for key, by_name in by_case.items():
+        saved, peak = by_name["saved"], by_name["peak"]
+        tensor = saved.subject.bytes
+        for name in saved.rows:
+            line = [*key, name]
+            for group in (saved, peak):
+                size = group.rows[name].value.median
+                line += [_mebibytes(size), f"{size / tensor:.2f}"]
+            lines.append(line)
+    headers = [
+        "shape",
+        "dtype",
+        "layout",
+        "then",
+        "batch norm of",
+        "saved MiB",
+        "in x",
+        "peak MiB",
+        "in x",
+    ]
+    return (
+        "Memory of a forward and backward: what is kept for backward, and the most that is in use\n"
+        "on top of the inputs; in x: as a multiple of the input's size"
+        f"\n\n{_table(headers, lines, words=5)}"
+    )
+
+
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "overhead": overhead,
+    "model": model,
+    "memory": memory,
+}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -19,6 +17,7 @@ from . import arithmetic, learning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from .finding import Finding
 
@@ -71,13 +70,14 @@ def document(found: list[Finding], seconds: float, pictures: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs, prints the verdicts and writes files; the exit status does not depend on them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks claims", description=__doc__)
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write claims.md and PNGs there")
-    parser.add_argument("--quick", action="store_true", help="fewer seeds and steps")
-    options = parser.parse_args(arguments)
-    budget = learning.QUICK if options.quick else learning.FULL
+def run(folder: Path | None, *, quick: bool) -> list[Finding]:
+    """Runs all experiments and prints the verdicts.
+
+    Args:
+        folder: where to write claims.md and PNGs, if anywhere.
+        quick: with fewer seeds and steps.
+    """
+    budget = learning.QUICK if quick else learning.FULL
     torch.set_num_threads(1)  # layers this small are done before a second thread is there
     start = time.perf_counter()
     found = []
@@ -85,11 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(finding)
         tqdm.write(f"{finding.number}. {finding.claim} {finding.verdict.upper()}")
         tqdm.write(f"   {finding.sentence}")
-    if options.plot:
-        options.plot.mkdir(parents=True, exist_ok=True)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
         for finding in found:
-            picture(finding, options.plot / f"claim{finding.number}.png")
+            picture(finding, folder / f"claim{finding.number}.png")
         text = document(found, time.perf_counter() - start, pictures=True)
-        (options.plot / "claims.md").write_text(text)
-        print(f"wrote {options.plot / 'claims.md'} and {len(found)} pictures")
-    return 0
+        (folder / "claims.md").write_text(text)
+        print(f"wrote {folder / 'claims.md'} and {len(found)} pictures")
+    return found

@@ -1,0 +1,91 @@
+"""What a forward and a backward keep, and the most that they hold at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from .rows import Row, exact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor
+
+    from .cases import Case
+    from .providers import Provider
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """The most memory that a call has at a time beyond what there was before.
+
+    Args:
+        call: whatever it allocates for the first time only should have been allocated before.
+        device: whose memory.
+    """
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    # torch keeps no count for the CPU; the profiler sees all that goes through its allocator.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    peak = now = 0
+    for _, change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def saved_bytes(call: Callable[[], object]) -> int:
+    """The memory behind all tensors that a forward saves for backward, parameters included.
+
+    A tensor that something else keeps anyway, such as the input, counts as well.
+    """
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    del result  # only now: what was freed on the way would leave its address to others
+    return sum(storages.values())
+
+
+def _measure(case: Case, provider: Provider) -> dict[str, int]:
+    module = provider.build(case).to(case.device, case.parameter_dtype).train()
+    inputs = case.inputs().in_layout(provider.layout or case.layout)
+
+    def forward() -> Tensor:
+        own = inputs.separate() if provider.in_place else inputs
+        y: Tensor = module(*own.arguments)
+        return y
+
+    def step() -> object:
+        return torch.autograd.grad(forward(), (*inputs.arguments, *module.parameters()), inputs.dy)
+
+    step()
+    return {"saved": saved_bytes(forward), "peak": peak_bytes(step, case.device)}
+
+
+def measure_memory(cases: Iterable[Case], providers: Mapping[str, Provider]) -> list[Row]:
+    """Rows of bytes, for each case and each provider that takes it."""
+    rows = []
+    for case in tqdm(list(cases), desc="memory", unit="case"):
+        for name, provider in providers.items():
+            if not provider.takes(case) or provider.layout is not None:
+                continue
+            for measured, size in _measure(case, provider).items():
+                subject = case.subject("memory", measured, unit="bytes", bytes=case.tensor_bytes)
+                rows.append(Row(subject, name, exact(size)))
+    return rows

@@ -1,0 +1,202 @@
+"""A training step of a whole ResNet-50, with one batch norm or another in it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+import fastbn
+
+from .memory import peak_bytes
+from .rows import Row, Subject, exact
+from .timing import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.profiler import _KinetoProfile
+
+# Batch and width of the images, --quick or not.
+_SIZES = {"cpu": ((8, 224), (4, 128)), "cuda": ((256, 224), (64, 224))}
+# Dtype, which below float32 is autocast's, and layout.
+_SETTINGS = {
+    "cpu": ((torch.float32, "ncs"), (torch.bfloat16, "nsc")),
+    "cuda": ((torch.bfloat16, "nsc"),),
+}
+_CLASSES = 1000
+# Largest relative error of the first loss that counts as right.
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2**-6}
+# Steps between two looks at the clock: on a GPU the host is ahead, and must be waited for.
+_STEPS = {"cpu": 1, "cuda": 5}
+
+_BATCH_NORM = re.compile(r"(aten|fastbn)::.*batch_norm")
+_COMPILED_BATCH_NORM = re.compile(r"triton.*batch_norm")
+
+
+def _resnet50() -> nn.Module:
+    """With random weights, in the architecture's standard configuration.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    model: nn.Module = ResNetForImageClassification(ResNetConfig(num_labels=_CLASSES))
+    return model
+
+
+class Training:
+    """Steps of SGD on one batch.
+
+    Attributes:
+        model: what is trained.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
+    ) -> None:
+        self.model = model.train()
+        self._images, self._labels = images, labels
+        self._dtype = dtype
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def loss(self) -> Tensor:
+        """Cross-entropy of a training forward."""
+        autocast: Any = nullcontext()
+        if self._dtype.itemsize < 4:
+            autocast = torch.autocast(self._images.device.type, self._dtype)
+        with autocast:
+            loss: Tensor = self.model(self._images, labels=self._labels).loss
+        return loss
+
+    def step(self) -> None:
+        """Forward, backward and an update."""
+        self._optimizer.zero_grad()
+        self.loss().backward()
+        self._optimizer.step()
+
+    def steps(self, count: int) -> None:
+        """Several, to the end of the last one."""
+        for _ in range(count):
+            self.step()
+        if self._images.is_cuda:
+            torch.cuda.synchronize()
+
+
+def _variants(model: nn.Module, compiled: bool) -> dict[str, nn.Module]:
+    """The same network, in all ways to train it."""
+    variants = {
+        "fastbn": fastbn.convert(copy.deepcopy(model)),
+        "stock": copy.deepcopy(model),
+    }
+    if compiled:
+        torch._dynamo.reset()
+        for name in ("fastbn", "stock"):
+            variants[f"{name} compiled"] = torch.compile(copy.deepcopy(variants[name]))
+    return variants
+
+
+def _share_of_batch_norm(call: Callable[[], object], device: str) -> float | None:
+    """Of the time of all operators, or on a GPU of all kernels; None if that cannot be told."""
+    activities = [ProfilerActivity.CPU]
+    if device != "cpu":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiled:
+        call()
+    return _share(profiled, device)
+
+
+def _share(profiled: _KinetoProfile, device: str) -> float | None:
+    averages = profiled.key_averages()
+    on_host = [event for event in averages if event.device_type == torch.autograd.DeviceType.CPU]
+    own = [event for event in on_host if _BATCH_NORM.search(event.key)]
+    if device == "cpu":
+        seconds = sum(event.self_cpu_time_total for event in own)
+        total = sum(event.self_cpu_time_total for event in on_host)
+    else:
+        kernels = [event for event in averages if event not in on_host]
+        seconds = sum(event.self_device_time_total for event in own)
+        seconds += sum(
+            event.self_device_time_total
+            for event in kernels
+            if _COMPILED_BATCH_NORM.search(event.key)
+        )
+        total = sum(event.self_device_time_total for event in kernels)
+    return seconds / total if seconds else None
+
+
+def _check(losses: dict[str, float], exact_loss: float, dtype: torch.dtype) -> list[str]:
+    """A sentence for each variant whose loss is wrong."""
+    return [
+        f"{name}, ResNet-50 in {dtype}: the first loss is {loss}, float64's {exact_loss}"
+        for name, loss in losses.items()
+        if not abs(loss / exact_loss - 1) <= _TOLERANCES[dtype]
+    ]
+
+
+def measure_model(
+    device: str, *, quick: bool, compiled: bool, budget: float
+) -> tuple[list[Row], list[str]]:
+    """Times steps of all variants in turns, after checking their losses against float64's.
+
+    Args:
+        device: where to train.
+        quick: on fewer and smaller images.
+        compiled: what torch.compile makes of the network as well, which takes minutes.
+        budget: seconds for each setting.
+
+    Returns:
+        Rows of seconds a step, of the share that batch norm has of it, and of memory; and a
+        sentence for each variant that was wrong.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    batch, width = _SIZES[device][quick]
+    torch.manual_seed(0)
+    original = _resnet50().to(device)
+    images = torch.randn(batch, 3, width, width, device=device)
+    labels = torch.randint(_CLASSES, (batch,), device=device)
+    reference = copy.deepcopy(original).double()
+    with torch.no_grad():
+        exact_loss = Training(reference, images.double(), labels, torch.float64).loss().item()
+    del reference
+    rows, wrong = [], []
+    settings = _SETTINGS[device][: 1 if quick else None]
+    for dtype, layout in tqdm(settings, desc="model", unit="setting"):
+        to = torch.channels_last if layout == "nsc" else torch.contiguous_format
+        model = copy.deepcopy(original).to(memory_format=to)
+        trainings = {
+            name: Training(variant, images.to(memory_format=to), labels, dtype)
+            for name, variant in _variants(model, compiled).items()
+        }
+        losses = {name: training.loss().item() for name, training in trainings.items()}
+        wrong += _check(losses, exact_loss, dtype)
+        subject = partial(
+            Subject,
+            benchmark="model",
+            shapes="resnet50",
+            shape="x".join(map(str, images.shape)),
+            dtype=str(dtype).removeprefix("torch."),
+            layout=layout,
+        )
+        count = _STEPS[device]
+        runs = {name: partial(training.steps, count) for name, training in trainings.items()}
+        for name, timing in measure(runs, budget).items():
+            rows.append(Row(subject(measured="step"), name, timing.divided(count)))
+        for name, training in trainings.items():
+            peak = peak_bytes(training.step, device)
+            rows.append(Row(subject(measured="peak", unit="bytes"), name, exact(peak)))
+            share = _share_of_batch_norm(partial(training.steps, 1), device)
+            if share is not None:
+                row = Row(subject(measured="batch norm", unit="share"), name, exact(share))
+                rows.append(row)
+    return rows, wrong
