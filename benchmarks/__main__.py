@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+import fastbn
+
 from . import report
 from .cases import DTYPES, ENDINGS, Case, layouts
 from .kernels import measure_cases
-from .machine import environment, name_of
+from .machine import best_device, environment, name_of
 from .memory import measure_memory
 from .model import measure_model
 from .overhead import measure_overhead
@@ -30,15 +33,13 @@ from .shapes import RESNET50_STAGES, Shape, shape_sets
 from .timing import Disturbance, keep_memory_warm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .rows import Row
 
 BENCHMARKS = ("kernels", "overhead", "model", "memory")
 # What is measured where nothing else is asked for: images a batch, --quick or not; dtypes; seconds
 # for a pass on a case, --quick or not.
 _DEFAULTS = {
-    "cpu": ((32, 8), ["float32", "bfloat16"], (0.5, 0.1)),
+    "cpu": ((32, 8), ["float32", "bfloat16"], (0.5, 0.2)),
     "cuda": ((256, 64), ["bfloat16", "float16", "float32"], (0.2, 0.05)),
 }
 
@@ -50,11 +51,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmark", nargs="?", choices=[*BENCHMARKS, "claims", "all"])
-    parser.add_argument("--device", choices=_DEFAULTS, default="cpu", help="(default: cpu)")
+    best = best_device()
+    parser.add_argument(
+        "--device", choices=_DEFAULTS, default=best, help="(default: the GPU, if any)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="fewer and smaller shapes, nothing compiled"
     )
-    parser.add_argument("--threads", type=int, default=2, help="for all sides (default: 2)")
+    parser.add_argument(
+        "--threads", type=int, help="for all sides (default: as many as torch takes)"
+    )
     batches = ", ".join(f"{full} on {device}" for device, ((full, _), *_) in _DEFAULTS.items())
     parser.add_argument("--batch", type=int, help=f"images in ResNet-50 (default: {batches})")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of kernels and memory")
@@ -62,6 +68,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--providers", nargs="+", choices=PROVIDERS, help="besides fastbn and stock"
     )
+    parser.add_argument("--seconds", type=float, metavar="S", help="for a pass on a case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there as a table")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures there")
@@ -69,9 +76,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     batches, dtypes, budgets = _DEFAULTS[options.device]
     options.batch = options.batch or batches[options.quick]
     options.dtypes = options.dtypes or dtypes
-    options.budget = budgets[options.quick]
+    options.budget = options.seconds or budgets[options.quick]
+    options.threads = options.threads or torch.get_num_threads()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; --device cpu measures the processor")
+    if options.device == "cuda" and fastbn.build_info()["cuda"] is None:
+        parser.error("this fastbn has no CUDA kernels; build it with FASTBN_CUDA=1")
+    if options.benchmark == "claims" and (options.json or options.csv):
+        parser.error("claims have no rows for --json or --csv; --plot writes claims.json")
+    for file in (options.json, options.csv):
+        if file:  # now, and not when everything has been measured
+            file.parent.mkdir(parents=True, exist_ok=True)
     return options
 
 
@@ -112,19 +127,27 @@ class Suite:
         options = self._options
         return measure_overhead(self._providers, 4 * options.budget, options.device)
 
+    def rows(self, name: str) -> list[Row]:
+        """Of one benchmark, by name; none if it fails, which costs the others nothing."""
+        try:
+            rows: list[Row] = getattr(self, name)()
+        except (ArithmeticError, RuntimeError) as error:
+            self.wrong.append(f"{name}: {error}")
+            return []
+        return rows
+
     def model(self) -> list[Row]:
         """Steps of ResNet-50, where transformers is installed."""
         options = self._options
-        try:
-            rows, wrong = measure_model(
-                options.device,
-                quick=options.quick,
-                compiled=self._compiled,
-                budget=60 * options.budget,
-            )
-        except ImportError as error:
-            print(f"model: left out, since transformers is missing ({error})")
+        if find_spec("transformers") is None:
+            print("model: left out; it needs the package transformers")
             return []
+        rows, wrong = measure_model(
+            options.device,
+            quick=options.quick,
+            compiled=self._compiled,
+            budget=40 * options.budget,
+        )
         self.wrong += wrong
         return rows
 
@@ -139,14 +162,6 @@ class Suite:
             for ending in ENDINGS
         ]
         return measure_memory(cases, self._providers)
-
-
-def _tables(results: Results, suite: Suite) -> str:
-    show: dict[str, Callable[[Results], str]] = {
-        "kernels": lambda results: report.kernels(results, suite.sets),
-        **report.SECTIONS,
-    }
-    return "\n\n".join(table(results) for name, table in show.items() if results.select(name))
 
 
 def _write(results: Results, options: argparse.Namespace) -> None:
@@ -172,13 +187,12 @@ def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
     where = environment(options.device)
     if options.device == "cpu":
         where["memory"] = keep_memory_warm()
-    print(report.environment_table(where), flush=True)
     suite = Suite(options)
     watch = Disturbance()
-    rows = [row for name in names for row in getattr(suite, name)()]
+    rows = [row for name in names for row in suite.rows(name)]
     interruptions = watch.per_second()
     results = Results({**where, "interruptions a second": round(interruptions)}, rows)
-    print(f"\n{_tables(results, suite)}\n")
+    print(f"\n{report.tables(results, suite.sets)}\n")
     if options.device == "cpu":
         print(report.disturbance(interruptions))
     for sentence in suite.wrong:

@@ -23,6 +23,7 @@ import fastbn
 from fastbn import _C
 
 from .cases import BACKWARD, DTYPES, FORWARD, Case, layouts
+from .correctness import Truth
 from .gpu_timing import input_sets, measure_on_gpu
 from .kernels import copy_of
 from .machine import environment
@@ -115,6 +116,9 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
         case: the input, on a GPU.
         measured: forward or backward.
         budget: seconds.
+
+    Raises:
+        WrongResultError: an algorithm's result is off.
     """
     with torch.cuda.stream(torch.cuda.Stream()):
         cache = torch.cuda.get_device_properties(case.device).L2_cache_size
@@ -126,12 +130,18 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
         }
         module = PROVIDERS["fastbn"].build(case).to(case.device, case.parameter_dtype)
         module.norm.num_batches_tracked = None
+        truth = Truth(case, inputs[0])
+        for name in plans:
+            truth.load(module.norm)
+            check = partial(truth.check, name, module, case.layout, in_place=False)
+            _forced(name, check)
+        del truth
         prepared = [measured.prepare(module, one) for one in inputs]
         calls: dict[str, list[Callable[[], object]]] = {
             name: [partial(_forced, name, call) for call in prepared] for name in plans
         }
         calls[COPY] = [copy_of(one, 2) for one in inputs]
-        timings = measure_on_gpu(calls, budget)
+        timings, _ = measure_on_gpu(calls, budget)
     torch.cuda.empty_cache()
     return Comparison(case, measured, plans, timings, chosen.algorithm)
 

@@ -28,7 +28,8 @@ ENDINGS: tuple[Ending, ...] = ("plain", "relu", "add+relu")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def _memory_format(layout: str, dimensions: int) -> torch.memory_format:
+def memory_format(layout: str, dimensions: int) -> torch.memory_format:
+    """PyTorch's name for a layout of tensors with so many dimensions."""
     return torch.contiguous_format if layout == "ncs" else _CHANNELS_LAST[dimensions]
 
 
@@ -69,7 +70,7 @@ class Inputs:
 
     def in_layout(self, layout: str) -> Inputs:
         """The same values in a layout, and in the same memory if they have that already."""
-        to = _memory_format(layout, self.x.dim())
+        to = memory_format(layout, self.x.dim())
         residual = None if self.residual is None else self.residual.contiguous(memory_format=to)
         return Inputs(
             self.x.contiguous(memory_format=to), residual, self.dy.contiguous(memory_format=to)
@@ -143,7 +144,7 @@ class Case:
     def tensor(self) -> Tensor:
         """A random tensor of mean 1 and standard deviation 2."""
         values = torch.randn(self.shape.sizes, device=self.device).mul_(2).add_(1)
-        return values.to(self.dtype, memory_format=_memory_format(self.layout, values.dim()))
+        return values.to(self.dtype, memory_format=memory_format(self.layout, values.dim()))
 
     def inputs(self) -> Inputs:
         """Random ones."""
@@ -153,6 +154,15 @@ class Case:
             leaf = self.tensor().requires_grad_()
             residual = leaf.view_as(leaf)
         return Inputs(x.view_as(x), residual, self.tensor())
+
+
+# What tables and pictures call them.
+LAYOUT_NAMES = {"ncs": "contiguous", "nsc": "channels last"}
+PASS_NAMES = {
+    "forward": "training forward",
+    "backward": "training backward",
+    "evaluation": "evaluation",
+}
 
 
 def layouts(shape: Shape) -> tuple[str, ...]:

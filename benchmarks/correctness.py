@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
-from .cases import TOLERANCES, Inputs
-from .providers import Followed
+from .cases import TOLERANCES, Inputs, memory_format
+from .providers import PROVIDERS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from .cases import Case
 
 # Where the state that all start from is kept.
 _STATE = ("weight", "bias", "running_mean", "running_var")
+_PER_CHANNEL = ("dweight", "dbias", "running_mean", "running_var")
 
 
 class WrongResultError(ArithmeticError):
@@ -24,15 +29,13 @@ class WrongResultError(ArithmeticError):
 
 
 def _oracle(case: Case) -> nn.Module:
-    return Followed(
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[case.dimensions - 1](case.channels),
-        case.ending,
-    ).to(case.device, torch.float64)
+    return PROVIDERS["stock"].build(case).to(case.device, torch.float64)
 
 
 def _in_float64(tensor: Tensor) -> Tensor:
     """A copy that needs a gradient if the original does, and is no leaf either."""
-    return tensor.detach().double().requires_grad_(tensor.requires_grad).clone()
+    leaf = tensor.detach().double().requires_grad_(tensor.requires_grad)
+    return leaf.view_as(leaf)
 
 
 class Truth:
@@ -57,16 +60,20 @@ class Truth:
         nn.init.uniform_(oracle.norm.bias, -1, 1)
         self.start = {name: getattr(oracle.norm, name).detach().clone() for name in _STATE}
         exact = Inputs(*(None if t is None else _in_float64(t) for t in vars(inputs).values()))
-        dy = inputs.dy
         if case.ending != "plain":
-            plain = _oracle(case)
-            plain.load_state_dict(oracle.state_dict())
-            plain.ending = "plain"
-            with torch.no_grad():
-                y = plain.train()(*exact.separate().arguments)
-            dy = dy.masked_fill(y.abs() <= TOLERANCES[case.dtype] * y.abs().max(), 0)
-        self.inputs = Inputs(inputs.x, inputs.residual, dy)
-        self._exact = _results(oracle, Inputs(exact.x, exact.residual, dy.double()))
+            near = self._near_zero(oracle, exact)
+            inputs = replace(inputs, dy=inputs.dy.masked_fill(near, 0))
+            exact = replace(exact, dy=exact.dy.masked_fill(near, 0))
+        self.inputs = inputs
+        self._exact = _results(oracle, lambda: exact)
+
+    def _near_zero(self, oracle: nn.Module, exact: Inputs) -> Tensor:
+        plain = _oracle(self._case)
+        plain.load_state_dict(oracle.state_dict())
+        plain.ending = "plain"
+        with torch.no_grad():
+            size = plain.train()(*exact.arguments).abs_()
+        return size <= TOLERANCES[self._case.dtype] * size.max()
 
     def load(self, norm: nn.Module) -> None:
         """Gives a batch norm the state to begin with."""
@@ -74,39 +81,51 @@ class Truth:
             for name, value in self.start.items():
                 getattr(norm, name).copy_(value)
 
-    def check(self, provider: str, module: nn.Module, inputs: Inputs) -> None:
+    def check(self, provider: str, module: nn.Module, layout: str, *, in_place: bool) -> None:
         """Compares a module's results, and leaves it with other statistics.
 
         Args:
             provider: whose, for the message.
             module: with an attribute ``norm``; it is in the state to begin with.
-            inputs: those of this truth, in any layout.
+            layout: in which it gets its inputs, and has to give its results.
+            in_place: whether it overwrites them.
 
         Raises:
-            WrongResultError: a result is off.
+            WrongResultError: a result is off, or not of the dtype, shape and layout of x.
         """
-        for name, result in _results(module, inputs).items():
+        inputs = self.inputs.in_layout(layout)
+        fresh = inputs.separate if in_place else lambda: inputs
+        for name, result in _results(module, fresh).items():
             truth = self._exact[name]
-            error = float((result.double() - truth).abs().max() / truth.abs().max())
+            dtype = self._case.parameter_dtype if name in _PER_CHANNEL else self._case.dtype
+            same = (result.shape, result.dtype) == (truth.shape, dtype)
+            if name not in _PER_CHANNEL:
+                like_x = memory_format(layout, inputs.x.dim())
+                same = same and result.is_contiguous(memory_format=like_x)
+            if not same:
+                raise WrongResultError(
+                    f"{provider}, {self._case}: {name} is {result.dtype} of size "
+                    f"{tuple(result.shape)} and strides {result.stride()}"
+                )
+            error = float((result.double() - truth).abs_().max() / truth.abs().max())
             # Written so that NaN fails too.
-            if not error <= TOLERANCES[self._case.dtype]:
+            if not error <= TOLERANCES[dtype]:
                 raise WrongResultError(
                     f"{provider}, {self._case}: {name} is off by {error:.0e} of its size"
                 )
 
 
-def _results(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+def _results(module: nn.Module, fresh: Callable[[], Inputs]) -> dict[str, Tensor]:
     """All that the passes compute: a training step and then an evaluation."""
-    own = inputs.separate()
-    edges = [torch.autograd.graph.get_gradient_edge(tensor) for tensor in own.arguments]
-    y = module.train()(*own.arguments)
-    # As it is before anyone who works in place overwrites it in backward.
-    found = {"y": y.detach().clone()}
     norm = module.norm
-    gradients = torch.autograd.grad(y, (*edges, norm.weight, norm.bias), own.dy)
+    inputs = fresh()
+    edges = [get_gradient_edge(tensor) for tensor in inputs.arguments]
+    y = module.train()(*inputs.arguments)
+    found = {"y": y.detach().clone()}  # as it is before backward, which may overwrite it
+    found.update(running_mean=norm.running_mean.clone(), running_var=norm.running_var.clone())
+    gradients = torch.autograd.grad(y, (*edges, norm.weight, norm.bias), inputs.dy)
     names = ("dx", "dresidual")[: len(edges)]
     found.update(zip((*names, "dweight", "dbias"), gradients, strict=True))
-    found.update(running_mean=norm.running_mean.clone(), running_var=norm.running_var.clone())
     with torch.no_grad():
-        found["evaluation"] = module.eval()(*inputs.separate().arguments)
+        found["evaluation"] = module.eval()(*fresh().arguments)
     return found

@@ -19,7 +19,7 @@ import fastbn
 from . import plots, report
 from .cases import BACKWARD, FORWARD, Case, layouts
 from .kernels import measure_cases
-from .machine import environment, name_of
+from .machine import best_device, environment, name_of
 from .providers import available
 from .rows import coldest, groups
 from .shapes import RESNET50_STAGES, Shape
@@ -121,8 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the pictures")
     out: Path = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
-    on_gpu = fastbn.build_info()["cuda"] is not None and torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
+    device = best_device()
     print(report.environment_table(environment(device)))
     curves, throughput = out / "curves.png", out / "throughput.png"
     _compare_training(device, curves)

@@ -13,7 +13,7 @@
 #   tests.txt        the tests of all devices, on the GPU
 #   sanitizer.txt    memcheck, racecheck, synccheck and initcheck
 #   benchmark.txt    kernels against stock's, as tables
-#   benchmark.json   the same, every number
+#   rows.json        the same, every number
 #   algorithms.txt   fastbn's algorithms side by side, and what the planner predicted
 #   algorithms.json  the same, every number
 #
@@ -157,7 +157,7 @@ run_sanitizer() {
 run_benchmark() {
   cd "$root"
   "$python" -m benchmarks kernels --device cuda --shapes resnet50 --dtypes bfloat16 \
-    --providers fastbn stock --json "$1"
+    --providers fastbn stock --seconds 0.05 --json "$1"
 }
 
 run_algorithms() {
@@ -204,7 +204,7 @@ for tool in memcheck racecheck synccheck initcheck; do
 done
 quote '^(mem|race|sync|init)check: |SUMMARY|inputs, all' "$out/sanitizer.txt" 12
 
-step benchmark "${in_shell[@]}" run_benchmark "$out/benchmark.json"
+step benchmark "${in_shell[@]}" run_benchmark "$out/rows.json"
 quote '^(pass|forward|backward|evaluation) +[a-z+]+ +[a-z]+[0-9]* +(layout|ncs|nsc) |not timed' \
   "$out/benchmark.txt" 40
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,20 +37,31 @@ def input_sets(tensor_bytes: int, cache_bytes: int) -> int:
 
 
 def _capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
-    """A graph of all calls in turn, and their results, which must stay to have memory each."""
+    """A graph of all calls in turn, and their results, which must stay to have memory each.
+
+    Raises:
+        RuntimeError: a call does what no graph can hold.
+    """
     for call in calls:
         call()
     torch.cuda.current_stream().synchronize()
+    # The memory of graphs that are gone is out of reach once a capture has begun.
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin()
-    results = [call() for call in calls]
+    try:
+        results = [call() for call in calls]
+    except BaseException:
+        with suppress(RuntimeError):  # the capture is broken, and says so once more
+            graph.capture_end()
+        raise
     graph.capture_end()
     return graph, results
 
 
 def measure_on_gpu(
     candidates: Mapping[str, Sequence[Callable[[], object]]], budget: float
-) -> dict[str, Timing]:
+) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times calls in turns, without what they cost on the host.
 
     Each candidate becomes a graph of its calls, which is replayed between two events, in random
@@ -61,9 +73,14 @@ def measure_on_gpu(
         budget: seconds to spend on all of them together; a few rounds are timed in any case.
 
     Returns:
-        The timing of one call of each candidate.
+        The timing of one call of each candidate, and why there is none of the others.
     """
-    captured = {name: _capture(calls) for name, calls in candidates.items()}
+    captured, failed = {}, {}
+    for name, calls in candidates.items():
+        try:
+            captured[name] = _capture(calls)
+        except RuntimeError as error:
+            failed[name] = str(error).partition("\n")[0]
     order = list(captured)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     shuffle = random.Random(0).shuffle
@@ -85,4 +102,4 @@ def measure_on_gpu(
         for name, start, end in spans:
             elapsed = start.elapsed_time(end) / 1e3  # given in milliseconds
             seconds[name].append(elapsed / len(candidates[name]))
-    return {name: summarise(values) for name, values in seconds.items()}
+    return {name: summarise(values) for name, values in seconds.items()}, failed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch._functorch.config
 from tqdm import tqdm
 
 import fastbn
@@ -12,6 +15,7 @@ import fastbn
 from .cases import PASSES, Case
 from .correctness import Truth, WrongResultError
 from .gpu_timing import input_sets, measure_on_gpu
+from .providers import forget_compiled
 from .rows import COPY, Row
 from .timing import measure
 
@@ -24,16 +28,15 @@ if TYPE_CHECKING:
     from .providers import Provider
     from .timing import Timing
 
-    # The modules of a case by provider, and the sets of inputs of each.
-    Prepared = dict[str, tuple[nn.Module, list[Inputs]]]
-
+    # A provider's module, and the sets of inputs to time it on.
+    Prepared = tuple[Provider, nn.Module, list[Inputs]]
 
 # More sets of inputs than this take longer to make than anyone would wait.
 _MOST_SETS = 2048
-# On a GPU calls on warm memory are repeated in a graph, so that its launch does not show; but not
-# so often that their results, which all have memory of their own, take more than this.
+# A tensor so many times as large as the cache finds nothing of itself there, even alone.
+_ALWAYS_COLD = 16
+# On a GPU calls on warm memory are repeated in a graph, so that its launch does not show.
 _REPEATS = 20
-_RESULTS_BYTES = 1 << 28
 
 
 def _build(provider: Provider, case: Case, truth: Truth) -> nn.Module:
@@ -45,26 +48,46 @@ def _build(provider: Provider, case: Case, truth: Truth) -> nn.Module:
     return module
 
 
-def _sets(case: Case) -> int:
-    """On a GPU as many as its cache forgets, 1 if those are too many; on a CPU 1.
+@dataclass(frozen=True)
+class _Caching:
+    """How to have inputs in a cache, and out of it.
 
-    A CPU has its caches in use as a network does.
+    Attributes:
+        sets: of inputs, to take in turn.
+        states: ``cold``, ``warm`` or both: what can be measured with those.
+        repeats: of a call in a graph, where inputs are warm.
     """
-    if not case.on_gpu:
-        return 1
-    cache = torch.cuda.get_device_properties(case.device).L2_cache_size
-    sets = input_sets(case.tensor_bytes, cache)
-    return sets if sets <= _MOST_SETS else 1
+
+    sets: int
+    states: tuple[str, ...]
+    repeats: int = 1
+
+    @staticmethod
+    def of(case: Case) -> _Caching:
+        """On a GPU as many sets as its cache forgets; a CPU's are in use as in a network."""
+        if not case.on_gpu:
+            return _Caching(1, ("warm",))
+        size = case.tensor_bytes
+        cache = torch.cuda.get_device_properties(case.device).L2_cache_size
+        if size >= _ALWAYS_COLD * cache:
+            return _Caching(1, ("cold",))
+        # Results have memory of their own each, and should not drive the inputs out.
+        repeats = max(1, min(_REPEATS, cache // 2 // size))
+        sets = input_sets(size, cache)
+        if sets > _MOST_SETS:
+            return _Caching(1, ("warm",), repeats)
+        return _Caching(sets, ("cold", "warm"), repeats)
 
 
 def _prepare(
     case: Case, providers: Mapping[str, Provider], inputs: list[Inputs]
-) -> tuple[Prepared, list[str]]:
+) -> tuple[dict[str, Prepared], list[str]]:
     """Modules whose results are right, with inputs to time them on, and what was wrong."""
-    prepared: Prepared = {}
+    prepared: dict[str, Prepared] = {}
     wrong = []
     sets = {case.layout: inputs}
     truth = Truth(case, inputs[0])
+    forget_compiled()
     for name, provider in providers.items():
         if not provider.takes(case):
             continue
@@ -73,14 +96,13 @@ def _prepare(
             sets[layout] = [one.in_layout(layout) for one in inputs]
         try:
             module = _build(provider, case, truth)
-            truth.check(name, module, truth.inputs.in_layout(layout))
+            truth.check(name, module, layout, in_place=provider.in_place)
         except WrongResultError as error:
             wrong.append(str(error))
-        except Exception as error:
+        except Exception as error:  # whatever another package comes up with
             wrong.append(f"{name}, {case}: {error}")
         else:
-            own = [one.separate() if provider.in_place else one for one in sets[layout]]
-            prepared[name] = (module, own)
+            prepared[name] = (provider, module, sets[layout])
     return prepared, wrong
 
 
@@ -98,9 +120,9 @@ def stock_backend(norm: nn.Module, x: torch.Tensor) -> str:
     return str(select(x, *vectors, norm.training, norm.eps).name).lower()
 
 
-def _details(case: Case, measured: Pass, prepared: Prepared) -> dict[str, str]:
+def _details(case: Case, measured: Pass, prepared: Mapping[str, Prepared]) -> dict[str, str]:
     found = {}
-    for name, (module, (inputs, *_)) in prepared.items():
+    for name, (_, module, (inputs, *_)) in prepared.items():
         if name.startswith("stock"):
             found[name] = stock_backend(module.norm, inputs.x)
         elif name == "fastbn" and case.on_gpu:
@@ -109,35 +131,41 @@ def _details(case: Case, measured: Pass, prepared: Prepared) -> dict[str, str]:
     return found
 
 
+def _calls(measured: Pass, prepared: Prepared) -> list[Callable[[], object]]:
+    provider, module, sets = prepared
+    own = [inputs.separate() if provider.in_place else inputs for inputs in sets]
+    return [measured.prepare(module, inputs) for inputs in own]
+
+
 def _time(
-    case: Case, calls: Mapping[str, list[Callable[[], object]]], budget: float
-) -> dict[str, dict[str, Timing]]:
-    """Timings by the state of the cache and by provider."""
-    first = {name: one for name, (one, *_) in calls.items()}
+    case: Case, calls: Mapping[str, list[Callable[[], object]]], caching: _Caching, budget: float
+) -> tuple[dict[str, dict[str, Timing]], list[str]]:
+    """Timings by the state of the cache and by provider, and what could not be timed."""
     if not case.on_gpu:
-        return {"warm": measure(first, budget)}
-    repeats = max(1, min(_REPEATS, _RESULTS_BYTES // case.tensor_bytes))
-    warm = measure_on_gpu({name: [call] * repeats for name, call in first.items()}, budget / 2)
-    if len(calls[COPY]) == 1:
-        return {"warm": warm}
-    return {"cold": measure_on_gpu(calls, budget), "warm": warm}
+        return {"warm": measure({name: only for name, (only,) in calls.items()}, budget)}, []
+    timings, wrong = {}, []
+    for state in caching.states:
+        warm = {name: [call] * caching.repeats for name, (call, *_) in calls.items()}
+        timings[state], failed = measure_on_gpu(warm if state == "warm" else calls, budget)
+        wrong += [f"{name}, {case}: {error}" for name, error in failed.items()]
+    return timings, wrong
 
 
 def _measure_case(
     case: Case, providers: Mapping[str, Provider], passes: Iterable[Pass], budget: float
 ) -> tuple[list[Row], list[str]]:
     torch.manual_seed(0)
-    sets = [case.inputs() for _ in range(_sets(case))]
+    caching = _Caching.of(case)
+    sets = [case.inputs() for _ in range(caching.sets)]
     prepared, wrong = _prepare(case, providers, sets)
     rows = []
     for measured in passes:
-        calls = {
-            name: [measured.prepare(module, inputs) for inputs in own]
-            for name, (module, own) in prepared.items()
-        }
+        calls = {name: _calls(measured, one) for name, one in prepared.items()}
         calls[COPY] = [copy_of(inputs, measured.traffic(case.ending)) for inputs in sets]
         details = _details(case, measured, prepared)
-        for cache, timings in _time(case, calls, budget).items():
+        found, failed = _time(case, calls, caching, budget)
+        wrong += failed
+        for cache, timings in found.items():
             moved = measured.traffic(case.ending) * case.tensor_bytes
             subject = case.subject("kernels", measured.name, cache=cache, bytes=moved)
             rows += [
@@ -164,13 +192,11 @@ def measure_case(
     Returns:
         The rows, and a sentence for each provider that failed or was wrong, and was not timed.
     """
-    if not case.on_gpu:
-        return _measure_case(case, providers, passes, budget)
     # Graphs are not captured on the default stream, and backward goes where forward went.
-    with torch.cuda.stream(torch.cuda.Stream()):
-        found = _measure_case(case, providers, passes, budget)
-    torch.cuda.empty_cache()  # a graph's memory is of no use to the next one
-    return found
+    stream = torch.cuda.stream(torch.cuda.Stream()) if case.on_gpu else nullcontext()
+    # A compiled backward is run more than once, and must not reuse the memory of what it needs.
+    with stream, torch._functorch.config.patch(donated_buffer=False):
+        return _measure_case(case, providers, passes, budget)
 
 
 def measure_cases(
@@ -184,7 +210,11 @@ def measure_cases(
     progress = tqdm(cases, desc="kernels", unit="case")
     for case in progress:
         progress.set_postfix_str(str(case))
-        more, sentences = measure_case(case, providers, budget, passes)
-        rows += more
-        wrong += sentences
+        try:
+            more, sentences = measure_case(case, providers, budget, passes)
+        except RuntimeError as error:  # out of memory, say: the other cases may fit
+            wrong.append(f"{case}: {error}")
+        else:
+            rows += more
+            wrong += sentences
     return rows, wrong

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def best_device() -> str:
+    """``cuda`` where there is a GPU and this fastbn has kernels for it, else ``cpu``."""
+    on_gpu = fastbn.build_info()["cuda"] is not None and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
+
+
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from .providers import forget_compiled
 from .rows import Row, exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from .cases import Case
+    from .cases import Case, Inputs
     from .providers import Provider
 
 
@@ -62,25 +65,32 @@ def saved_bytes(call: Callable[[], object]) -> int:
     return sum(storages.values())
 
 
-def _measure(case: Case, provider: Provider) -> dict[str, int]:
-    module = provider.build(case).to(case.device, case.parameter_dtype).train()
-    inputs = case.inputs().in_layout(provider.layout or case.layout)
-
-    def forward() -> Tensor:
-        own = inputs.separate() if provider.in_place else inputs
-        y: Tensor = module(*own.arguments)
-        return y
+def _step(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
+    """A forward and a backward, in which nothing outlives its use."""
+    edges = [get_gradient_edge(tensor) for tensor in inputs.arguments]
 
     def step() -> object:
-        return torch.autograd.grad(forward(), (*inputs.arguments, *module.parameters()), inputs.dy)
+        y = module(*inputs.arguments)
+        return torch.autograd.grad(y, (*edges, *module.parameters()), inputs.dy)
 
-    step()
-    return {"saved": saved_bytes(forward), "peak": peak_bytes(step, case.device)}
+    return step
+
+
+def _measure(case: Case, provider: Provider) -> dict[str, int]:
+    module = provider.build(case).to(case.device, case.parameter_dtype).train()
+    # Each call has inputs of its own, since there are some who overwrite them.
+    first, second, third = (case.inputs().separate() for _ in range(3))
+    _step(module, first)()
+    return {
+        "saved": saved_bytes(partial(module, *second.arguments)),
+        "peak": peak_bytes(_step(module, third), case.device),
+    }
 
 
 def measure_memory(cases: Iterable[Case], providers: Mapping[str, Provider]) -> list[Row]:
     """Rows of bytes, for each case and each provider that takes it."""
     rows = []
+    forget_compiled()
     for case in tqdm(list(cases), desc="memory", unit="case"):
         for name, provider in providers.items():
             if not provider.takes(case) or provider.layout is not None:

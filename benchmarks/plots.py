@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .cases import PASSES
+from .cases import LAYOUT_NAMES, PASS_NAMES, PASSES
 from .report import network_totals
 from .rows import COPY, coldest
 
@@ -47,12 +47,6 @@ _LABELS = {
     COPY: "memory copy",
 }
 _MARKERS = dict(zip(_COLOURS, "os^Dv*P", strict=False))
-_LAYOUT_NAMES = {"ncs": "contiguous", "nsc": "channels last"}
-_PASS_TITLES = {
-    "forward": "training forward",
-    "backward": "training backward",
-    "evaluation": "evaluation",
-}
 
 
 def plot_curves(stock: Curves, fast: Curves, path: Path) -> None:
@@ -96,7 +90,7 @@ def _grid(
 ) -> None:
     """A panel for each pass and layout, and a legend of all of them below."""
     measured = [p.name for p in PASSES if any(g.subject.measured == p.name for g in groups)]
-    layouts = [name for name in _LAYOUT_NAMES if any(g.subject.layout == name for g in groups)]
+    layouts = [name for name in LAYOUT_NAMES if any(g.subject.layout == name for g in groups)]
     with plt.rc_context({**_STYLE, "font.size": 11}):
         figure, grid = plt.subplots(
             len(measured),
@@ -114,7 +108,7 @@ def _grid(
                     g for g in groups if (g.subject.measured, g.subject.layout) == (name, layout)
                 ]
                 draw(axes, chosen)
-                axes.set_title(f"{_PASS_TITLES[name]}, {_LAYOUT_NAMES[layout]}")
+                axes.set_title(f"{PASS_NAMES[name]}, {LAYOUT_NAMES[layout]}")
                 handles, texts = axes.get_legend_handles_labels()
                 legend.update(zip(texts, handles, strict=True))
         for axes in grid[-1]:
@@ -202,7 +196,7 @@ def _points(axes: Axes, groups: list[Group]) -> None:
 
 
 def plot_roofline(groups: Sequence[Group], title: str, path: Path) -> None:
-    """Draws GB/s over the bytes that have to move, the copy as a line above all others.
+    """Draws GB/s over the bytes that have to move, with the copy as a line.
 
     Args:
         groups: as for :func:`plot_layers`, of any shapes.
@@ -233,7 +227,7 @@ def _network_bars(axes: Axes, totals: Sequence[NetworkTotal]) -> None:
         followed = "" if total.subject.ending == "plain" else f"\n+ {total.subject.ending}"
         marks.append(f"{total.subject.measured}{followed}\n{total.ratio('stock'):.2f}x")
     axes.set_xticks(range(len(totals)), marks, fontsize=8)
-    axes.set_title(_LAYOUT_NAMES[totals[0].subject.layout])
+    axes.set_title(LAYOUT_NAMES[totals[0].subject.layout])
 
 
 def plot_network(groups: Iterable[Group], title: str, path: Path) -> None:

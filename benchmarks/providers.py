@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
 
 import fastbn
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .cases import Case, Ending
-
-# A compiled backward is run more than once, and must not reuse the memory of what it needs.
-torch._functorch.config.donated_buffer = False
 
 _STOCK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FASTBN = (fastbn.BatchNorm1d, fastbn.BatchNorm2d, fastbn.BatchNorm3d)
@@ -64,8 +60,6 @@ def _fastbn(case: Case) -> nn.Module:
 
 
 def _compiled(case: Case, **options: bool) -> Any:
-    # What was compiled for other cases only lengthens the list of guards to go through.
-    torch._dynamo.reset()
     return torch.compile(_stock(case), dynamic=False, options=options)
 
 
@@ -76,6 +70,11 @@ def _cooperative(case: Case) -> Any:
 def _inplace_abn(case: Case) -> nn.Module:
     abn = import_module("inplace_abn").InPlaceABN
     return Followed(abn(case.channels, activation="identity"), case.ending)
+
+
+def forget_compiled() -> None:
+    """Drops what was compiled for other cases, which only makes the list of guards longer."""
+    torch._dynamo.reset()
 
 
 def _always(case: Case) -> bool:
@@ -92,7 +91,7 @@ class Provider:
             package is missing.
         takes: whether there is a point in giving it a case.
         layout: in which it gets its input, if not in that of the case.
-        in_place: whether it overwrites x and dy.
+        in_place: whether it overwrites x and dy, and so takes each only once.
         slow_to_build: whether that takes seconds.
     """
 

@@ -28,8 +28,9 @@ more). Of copy: the time of a copy of as many bytes over fastbn's. Faster: anoth
 fastbn's; best is the fastest of the others."""
 
 GPU_LEGEND = """\
-Times are those of the GPU, replayed as CUDA graphs, without the host and without counting batches;
-on tensors that are not in its L2 cache, but for the column warm. Plan: what fastbn does."""
+Times are those of the GPU, replayed as CUDA graphs, without the host and without counting batches.
+Cache: whether the inputs were in its L2; the smallest cannot be kept out of it, nor the largest in.
+Warm: fastbn's time where they were. Whose: the kernels that stock takes. Plan: what fastbn does."""
 
 
 def environment_table(environment: Environment) -> str:
@@ -84,9 +85,11 @@ def kernel_table(groups: Iterable[Group]) -> str:
     headers = ["pass", "then", "shape", "dtype", "layout"]
     headers += ["fastbn ms", "p20", "p80", "GB/s", "of copy"]
     headers += [*(f"{name} ms" for name in others), "faster", "best"]
-    headers += ["warm", "whose", "plan"] if warm else []
+    lined = coldest(groups)
+    on_gpu = any(group.rows["fastbn"].detail for group in lined)
+    headers += ["warm", "whose", "cache", "plan"] if on_gpu else []
     lines = []
-    for group in coldest(groups):
+    for group in lined:
         subject, fast = group.subject, group.rows["fastbn"]
         line = [subject.measured, subject.ending, subject.shape, subject.dtype, subject.layout]
         line += map(_milliseconds, (fast.value.median, fast.value.p20, fast.value.p80))
@@ -96,9 +99,10 @@ def kernel_table(groups: Iterable[Group]) -> str:
             line += [f"{group.ratio(group.best_other):.2f}x", group.best_other]
         else:
             line += ["", ""]
-        if warm:
-            twin = warm.get(subject, group)
-            line += [_median(twin, "fastbn"), _detail(group, "stock"), fast.detail]
+        if on_gpu:
+            twin = warm.get(subject)
+            line.append(_median(twin, "fastbn") if twin else "")
+            line += [_detail(group, "stock"), subject.cache, fast.detail]
         lines.append(line)
     return _table(headers, lines, words=5)
 
@@ -214,7 +218,7 @@ def kernels(results: Results, sets: Mapping[str, ShapeSet]) -> str:
     for name in dict.fromkeys(group.subject.shapes for group in groups):
         rows = [group for group in groups if group.subject.shapes == name]
         parts.append(f"{name}: {sets[name].about}\n\n{kernel_table(rows)}")
-    legend = f"{LEGEND}\n{GPU_LEGEND}" if any(g.subject.cache == "cold" for g in groups) else LEGEND
+    legend = f"{LEGEND}\n{GPU_LEGEND}" if "gpu" in results.environment else LEGEND
     parts += [providers_legend(groups), legend]
     if network_totals(groups):
         parts.append(
@@ -316,8 +320,13 @@ def memory(results: Results) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[Results], str]] = {
-    "overhead": overhead,
-    "model": model,
-    "memory": memory,
-}
+def tables(results: Results, sets: Mapping[str, ShapeSet]) -> str:
+    """Where it was measured, and all tables of all benchmarks that were."""
+    show: dict[str, Callable[[Results], str]] = {
+        "kernels": lambda results: kernels(results, sets),
+        "overhead": overhead,
+        "model": model,
+        "memory": memory,
+    }
+    parts = [table(results) for name, table in show.items() if results.select(name)]
+    return "\n\n".join([environment_table(results.environment), *parts])

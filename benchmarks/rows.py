@@ -18,6 +18,11 @@ Environment: TypeAlias = "Mapping[str, str | int | float]"
 COPY = "copy"
 
 
+def is_ours(provider: str) -> bool:
+    """Whether it has fastbn in it: ``fastbn``, or ``fastbn compiled``."""
+    return provider.split()[0] == "fastbn"
+
+
 @dataclass(frozen=True)
 class Subject:
     """What was measured, of every provider.
@@ -96,8 +101,8 @@ class Group:
 
     @cached_property
     def others(self) -> dict[str, Row]:
-        """All but fastbn's and the copy."""
-        return {name: row for name, row in self.rows.items() if name not in ("fastbn", COPY)}
+        """All that have no fastbn in them, but for the copy."""
+        return {n: row for n, row in self.rows.items() if n != COPY and not is_ours(n)}
 
     @property
     def best_other(self) -> str:

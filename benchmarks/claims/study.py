@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
+from benchmarks.machine import environment
 from benchmarks.training import load
 
 from . import arithmetic, learning
@@ -70,11 +72,27 @@ def document(found: list[Finding], seconds: float, pictures: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_json(found: list[Finding], path: Path) -> None:
+    """Writes all but the pictures, and where it was measured."""
+    findings = [
+        {
+            "number": finding.number,
+            "claim": finding.claim,
+            "verdict": finding.verdict,
+            "sentence": finding.sentence,
+            "figures": finding.figures,
+        }
+        for finding in found
+    ]
+    content = {"environment": environment(), "findings": findings}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def run(folder: Path | None, *, quick: bool) -> list[Finding]:
     """Runs all experiments and prints the verdicts.
 
     Args:
-        folder: where to write claims.md and PNGs, if anywhere.
+        folder: where to write claims.md, claims.json and PNGs, if anywhere.
         quick: with fewer seeds and steps.
     """
     budget = learning.QUICK if quick else learning.FULL
@@ -91,5 +109,6 @@ def run(folder: Path | None, *, quick: bool) -> list[Finding]:
             picture(finding, folder / f"claim{finding.number}.png")
         text = document(found, time.perf_counter() - start, pictures=True)
         (folder / "claims.md").write_text(text)
-        print(f"wrote {folder / 'claims.md'} and {len(found)} pictures")
+        write_json(found, folder / "claims.json")
+        print(f"wrote {folder / 'claims.md'}, claims.json and {len(found)} pictures")
     return found

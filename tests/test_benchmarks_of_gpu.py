@@ -1,0 +1,188 @@
+"""What benchmarks do on a GPU runs through, on a processor that takes itself for one."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import fastbn
+from fastbn import _C
+
+# Behind everything else, so that fastbn is the one under test.
+sys.path.append(str(Path(__file__).parents[1]))
+pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
+pytest.importorskip("tabulate", reason="benchmarks need the extra [bench]")
+
+from benchmarks import algorithms, gpu_timing, report
+from benchmarks.cases import BACKWARD, ENDINGS, FORWARD, Case, Ending
+from benchmarks.kernels import measure_case
+from benchmarks.memory import peak_bytes
+from benchmarks.providers import PROVIDERS, Followed, Provider
+from benchmarks.rows import COPY, Results, coldest, groups
+from benchmarks.shapes import Shape, shape_sets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What torch takes for the processor, and benchmarks for something else.
+DEVICE = "cpu:0"
+BOTH = {name: PROVIDERS[name] for name in ("fastbn", "stock")}
+CACHE_BYTES = 40_000
+
+
+class Clock:
+    """Time that passes by replays of graphs alone, a millisecond each."""
+
+    def __init__(self) -> None:
+        self.milliseconds = 0.0
+        self.recording: list[Graph] = []
+
+
+class Graph:
+    """Captures nothing, as long as it is begun and ended and only then replayed."""
+
+    clock: Clock
+
+    def capture_begin(self) -> None:
+        self.clock.recording.append(self)
+
+    def capture_end(self) -> None:
+        assert self.clock.recording.pop() is self
+
+    def replay(self) -> None:
+        assert not self.clock.recording
+        self.clock.milliseconds += 1
+
+
+class Event:
+    clock: Clock
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = self.clock.milliseconds
+
+    def elapsed_time(self, end: Event) -> float:
+        return end.at - self.at
+
+
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for what benchmarks ask of torch.cuda."""
+    Graph.clock = Event.clock = Clock()
+    stream = SimpleNamespace(synchronize=lambda: None)
+    parts: dict[str, Any] = {
+        "CUDAGraph": Graph,
+        "Event": Event,
+        "Stream": lambda: stream,
+        "stream": lambda _: nullcontext(),
+        "current_stream": lambda: stream,
+        "_sleep": lambda cycles: None,
+        "empty_cache": lambda: None,
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 100,
+        "max_memory_allocated": lambda: 350,
+        "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=CACHE_BYTES),
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(torch.cuda, name, part)
+    plan: Callable[..., Any] = fastbn.plan
+
+    def plan_for_h200(x: torch.Tensor, **question: Any) -> Any:
+        layout = "ncs" if x.is_contiguous() else "nsc"
+        return plan(tuple(x.shape), dtype=x.dtype, layout=layout, device="h200", **question)
+
+    monkeypatch.setattr(fastbn, "plan", plan_for_h200)
+
+
+def small(ending: Ending = "plain", **change: Any) -> Case:
+    case = Case("resnet50", Shape((4, 16, 6, 6), 3), torch.bfloat16, "ncs", ending, DEVICE)
+    return replace(case, **change)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("layout", ["ncs", "nsc"])
+def test_kernels_are_timed_cold_and_warm(ending: Ending, layout: str) -> None:
+    """A replay takes as long whatever is in it: so the more calls in a graph, the less each."""
+    case = small(ending, layout=layout)
+    rows, wrong = measure_case(case, BOTH, 0.0)
+    assert wrong == []
+    found = groups(rows)
+    assert [(g.subject.measured, g.subject.cache) for g in found] == [
+        (measured, cache)
+        for measured in ("forward", "backward", "evaluation")
+        for cache in ("cold", "warm")
+    ]
+    sets = gpu_timing.input_sets(case.tensor_bytes, CACHE_BYTES)
+    for group in found:
+        assert list(group.rows) == ["fastbn", "stock", COPY]
+        # Four results take half the cache.
+        calls = sets if group.subject.cache == "cold" else 4
+        for row in group.rows.values():
+            assert row.value.median == pytest.approx(1e-3 / calls)
+        assert group.rows["stock"].detail == "native"
+    assert found[0].rows["fastbn"].detail.split()[0] in (
+        "tiny",
+        "split",
+        "resident",
+        "cluster",
+        "grid",
+    )
+    results = Results({"gpu": "made up"}, rows)
+    lines = report.kernels(results, shape_sets(4)).splitlines()
+    assert sum(" 4x16x6x6 " in line for line in lines) == len(coldest(found)) == 3
+
+
+def test_what_is_too_small_to_be_cold_is_warm() -> None:
+    rows, _ = measure_case(small(shape=Shape((2, 1, 2, 2))), BOTH, 0.0)
+    assert {row.subject.cache for row in rows} == {"warm"}
+    assert len(coldest(groups(rows))) == 3
+
+
+def test_what_is_too_large_to_be_warm_is_cold() -> None:
+    rows, _ = measure_case(small(shape=Shape((64, 64, 14, 14))), BOTH, 0.0)
+    assert {row.subject.cache for row in rows} == {"cold"}
+    assert [row.value.median for row in rows] == pytest.approx([1e-3] * len(rows))
+
+
+def test_what_no_graph_can_hold_is_left_out() -> None:
+    class Waiting(Followed):
+        def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            if Graph.clock.recording:
+                raise RuntimeError("operation not permitted\nwhen stream is capturing")
+            return super().forward(x, residual)
+
+    waiting = Provider(lambda case: Waiting(fastbn.BatchNorm2d(case.channels), case.ending))
+    rows, wrong = measure_case(small(), {**BOTH, "waiting": waiting}, 0.0, (FORWARD,))
+    assert wrong == ["waiting, 4x16x6x6 bfloat16 ncs: operation not permitted"] * 2
+    assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
+
+
+@pytest.mark.parametrize("measured", [FORWARD, BACKWARD], ids=lambda measured: measured.name)
+def test_all_algorithms_that_fit_are_compared(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is forced to be checked and to be captured, and none stays forced."""
+    forced: list[str] = []
+    monkeypatch.setattr(_C, "force_algorithm", forced.append)
+    case = small(shape=Shape((64, 64, 14, 14)))
+    comparison = algorithms.compare(case, measured, 0.0)
+    assert list(comparison.timings) == [*comparison.plans, COPY]
+    assert comparison.chosen in comparison.plans
+    assert "split" in comparison.plans
+    assert set(forced) == {*comparison.plans, "auto"}
+    assert forced[-1] == "auto"
+    assert len(algorithms.table([comparison]).splitlines()) == 2 + len(comparison.plans)
+
+
+def test_peak_is_what_the_allocator_says() -> None:
+    assert peak_bytes(lambda: None, DEVICE) == 250
