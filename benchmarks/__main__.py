@@ -28,7 +28,7 @@ from .memory import measure_memory
 from .model import measure_model
 from .overhead import measure_overhead
 from .providers import PROVIDERS, available
-from .rows import Results
+from .rows import Results, is_ours
 from .shapes import RESNET50_STAGES, Shape, shape_sets
 from .timing import Disturbance, keep_memory_warm
 
@@ -198,11 +198,12 @@ def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
     for sentence in suite.wrong:
         print(f"not timed: {sentence}")
     _write(results, options)
-    return int(bool(suite.wrong))
+    theirs = tuple(f"{name}, " for name in PROVIDERS if not is_ours(name))
+    return int(not all(sentence.startswith(theirs) for sentence in suite.wrong))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and returns 1 if a result was wrong."""
+    """Measures, prints and returns 1 if fastbn was wrong or something failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["compare"]:
         from . import compare

@@ -36,7 +36,7 @@ _CERTAIN = 4
 _BY_MEDIAN_DEVIATION = 1.4826
 _BY_PERCENTILES = 1 / 1.683
 _OF_MEDIAN = 1.2533
-# Seconds of a call below which processes differ, for each provider by itself, in how fast the host is.
+# Seconds of a call below which the host decides, whose speed differs from process to process.
 _SHORT = 1e-4
 # What makes two machines the same.
 _MACHINE = ("cpu", "gpu", "threads", "torch")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
-from .cases import TOLERANCES, Inputs, memory_format
+from .cases import SUM_TOLERANCES, TOLERANCES, Inputs, memory_format
 from .providers import PROVIDERS
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ class Truth:
             in_place: whether it overwrites them.
 
         Raises:
-            WrongResultError: a result is off, or not of the dtype, shape and layout of x.
+            WrongResultError: a result is off, or not of the dtype and shape it should be; or y is
+                in another layout.
         """
         inputs = self.inputs.in_layout(layout)
         fresh = inputs.separate if in_place else lambda: inputs
@@ -99,7 +100,7 @@ class Truth:
             truth = self._exact[name]
             dtype = self._case.parameter_dtype if name in _PER_CHANNEL else self._case.dtype
             same = (result.shape, result.dtype) == (truth.shape, dtype)
-            if name not in _PER_CHANNEL:
+            if name == "y":
                 like_x = memory_format(layout, inputs.x.dim())
                 same = same and result.is_contiguous(memory_format=like_x)
             if not same:
@@ -108,8 +109,9 @@ class Truth:
                     f"{tuple(result.shape)} and strides {result.stride()}"
                 )
             error = float((result.double() - truth).abs_().max() / truth.abs().max())
+            sums = name in ("dweight", "dbias")
             # Written so that NaN fails too.
-            if not error <= TOLERANCES[dtype]:
+            if not error <= (SUM_TOLERANCES[self._case.dtype] if sums else TOLERANCES[dtype]):
                 raise WrongResultError(
                     f"{provider}, {self._case}: {name} is off by {error:.0e} of its size"
                 )

@@ -90,8 +90,8 @@ def _measure(case: Case, provider: Provider) -> dict[str, int]:
 def measure_memory(cases: Iterable[Case], providers: Mapping[str, Provider]) -> list[Row]:
     """Rows of bytes, for each case and each provider that takes it."""
     rows = []
-    forget_compiled()
     for case in tqdm(list(cases), desc="memory", unit="case"):
+        forget_compiled()
         for name, provider in providers.items():
             if not provider.takes(case) or provider.layout is not None:
                 continue

@@ -20,7 +20,7 @@ COPY = "copy"
 
 def is_ours(provider: str) -> bool:
     """Whether it has fastbn in it: ``fastbn``, or ``fastbn compiled``."""
-    return provider.split()[0] == "fastbn"
+    return provider.startswith("fastbn")
 
 
 @dataclass(frozen=True)

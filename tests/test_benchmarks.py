@@ -350,6 +350,19 @@ def test_suite_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     assert "forward and backward" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "status"), [("fastbn", 1), ("stock nsc", 0)])
+def test_only_mistakes_of_its_own_fail_the_suite(
+    name: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others may be wrong, which is said, and is not this project's failure."""
+    spoiled = replace(PROVIDERS[name], build=lambda case: Spoiled(case, "y"))
+    monkeypatch.setitem(PROVIDERS, name, spoiled)
+    options = ["--shapes", "tiny", "--dtypes", "float32", "--quick", "--device", "cpu"]
+    monkeypatch.setattr(suite, "ENDINGS", ("plain",))
+    assert suite.main(["kernels", *options]) == status
+    assert f"not timed: {name}, 8x64x7x7 float32 ncs: y is off by 1e-02" in capsys.readouterr().out
+
+
 def test_shapes_have_the_layers_of_resnet50() -> None:
     sets = shape_sets(32)
     assert sum(shape.count for shape in sets["resnet50"].shapes) == 53
