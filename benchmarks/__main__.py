@@ -106,7 +106,7 @@ class Suite:
     def _compiled(self) -> bool:
         return "compiled" in self._providers
 
-    def kernels(self) -> list[Row]:
+    def kernels(self) -> tuple[list[Row], list[str]]:
         """Passes over the sets of shapes that were asked for, or all."""
         options = self._options
         cases = [
@@ -118,11 +118,9 @@ class Suite:
             for layout in layouts(shape)
             for ending in ENDINGS
         ]
-        rows, wrong = measure_cases(cases, self._providers, options.budget)
-        self.wrong += wrong
-        return rows
+        return measure_cases(cases, self._providers, options.budget)
 
-    def overhead(self) -> list[Row]:
+    def overhead(self) -> tuple[list[Row], list[str]]:
         """Calls with next to nothing to compute."""
         options = self._options
         return measure_overhead(self._providers, 4 * options.budget, options.device)
@@ -130,28 +128,27 @@ class Suite:
     def rows(self, name: str) -> list[Row]:
         """Of one benchmark, by name; none if it fails, which costs the others nothing."""
         try:
-            rows: list[Row] = getattr(self, name)()
-        except (ArithmeticError, RuntimeError) as error:
+            rows, wrong = getattr(self, name)()
+        except (ArithmeticError, RuntimeError, ValueError) as error:
             self.wrong.append(f"{name}: {error}")
             return []
-        return rows
+        self.wrong += wrong
+        return list(rows)
 
-    def model(self) -> list[Row]:
+    def model(self) -> tuple[list[Row], list[str]]:
         """Steps of ResNet-50, where transformers is installed."""
         options = self._options
         if find_spec("transformers") is None:
             print("model: left out; it needs the package transformers")
-            return []
-        rows, wrong = measure_model(
+            return [], []
+        return measure_model(
             options.device,
             quick=options.quick,
             compiled=self._compiled,
             budget=40 * options.budget,
         )
-        self.wrong += wrong
-        return rows
 
-    def memory(self) -> list[Row]:
+    def memory(self) -> tuple[list[Row], list[str]]:
         """A layer of ResNet-50."""
         options = self._options
         shape = Shape.of(RESNET50_STAGES[1], options.batch)
@@ -179,7 +176,7 @@ def _write(results: Results, options: argparse.Namespace) -> None:
         machine = name_of(results.environment)
         written += plot_kernels(results.select("kernels"), machine, options.plot)
     if written:
-        print("\nwrote " + ", ".join(map(str, written)))
+        print("wrote " + ", ".join(map(str, written)))
 
 
 def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
@@ -192,13 +189,13 @@ def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
     rows = [row for name in names for row in suite.rows(name)]
     interruptions = watch.per_second()
     results = Results({**where, "interruptions a second": round(interruptions)}, rows)
+    _write(results, options)  # first: whatever comes after costs no row
     print(f"\n{report.tables(results, suite.sets)}\n")
     if options.device == "cpu":
         print(report.disturbance(interruptions))
     for sentence in suite.wrong:
         print(f"not timed: {sentence}")
-    _write(results, options)
-    theirs = tuple(f"{name}, " for name in PROVIDERS if not is_ours(name))
+    theirs = tuple(f"{name}, " for name in (*PROVIDERS, "stock compiled") if not is_ours(name))
     return int(not all(sentence.startswith(theirs) for sentence in suite.wrong))
 
 

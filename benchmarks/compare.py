@@ -36,7 +36,8 @@ _CERTAIN = 4
 _BY_MEDIAN_DEVIATION = 1.4826
 _BY_PERCENTILES = 1 / 1.683
 _OF_MEDIAN = 1.2533
-# Seconds of a call below which the host decides, whose speed differs from process to process.
+# Seconds of a call below which the host decides, whose speed differs from process to process; but
+# where kernels are timed on a GPU, the host is left out.
 _SHORT = 1e-4
 # What makes two machines the same.
 _MACHINE = ("cpu", "gpu", "threads", "torch")
@@ -99,8 +100,9 @@ def _error_of(name: str, before: Group, after: Group) -> float:
     return sqrt(sum(_error(group.rows[name]) ** 2 for group in (before, after)))
 
 
-def _changes(before: Group, after: Group) -> Iterator[Change]:
+def _changes(before: Group, after: Group, *, on_gpu: bool) -> Iterator[Change]:
     """Of all that have fastbn in them, from groups of the same subject."""
+    on_host = not (on_gpu and before.subject.benchmark == "kernels")
     common = [name for name in before.rows if name in after.rows]
     # A copy knows no arithmetic, and a change of the machine is another one for it.
     others = {n: _change_of(n, before, after) for n in before.others if n in common}
@@ -118,7 +120,7 @@ def _changes(before: Group, after: Group) -> Iterator[Change]:
         yield Change(
             before.subject,
             name,
-            before.rows[name].value.median < _SHORT,
+            on_host and before.rows[name].value.median < _SHORT,
             change,
             change - drift,
             tuple(among),
@@ -160,6 +162,7 @@ class Comparison:
         rows: verdicts on single rows that stand out where none of these does.
         typical: standard deviation of what is not known to have changed, by benchmark.
         grown: subjects whose memory has grown, with bytes before and after.
+        lost: subjects that fastbn has no row of any more, in benchmarks that it still has.
     """
 
     def __init__(self, before: Results, after: Results) -> None:
@@ -177,7 +180,8 @@ class Comparison:
         if not pairs:
             raise ValueError("nothing to compare: the files have no row of fastbn in common")
         timed = [pair for pair in pairs if pair[0].subject.unit == "s"]
-        changes = [change for pair in timed for change in _changes(*pair)]
+        on_gpu = "gpu" in before.environment
+        changes = [change for pair in timed for change in _changes(*pair, on_gpu=on_gpu)]
         self._others: dict[str, list[float]] = {}
         for change in changes:
             self._others.setdefault(change.subject.benchmark, []).extend(change.others)
@@ -185,15 +189,25 @@ class Comparison:
         self.computed = self._together(changes, lambda change: change.computed)
         self.shaped = self._together(changes, lambda change: change.shaped)
         found = [v for v in (*self.computed, *self.shaped) if v.words != "same"]
-        known = {change for verdict in found for change in verdict.changes}
+        known = {
+            change
+            for verdict in found
+            for change in verdict.changes
+            if (change.own > 0) == (verdict.change > 0)
+        }
         alone = [self._alone(change) for change in changes if change not in known]
         self.rows = [verdict for verdict in alone if verdict.words != "same"]
         sized = [pair for pair in pairs if pair[0].subject.unit == "bytes"]
         self.grown = [
-            (old.subject, old.rows["fastbn"].value.median, new.rows["fastbn"].value.median)
+            (old.subject, old.rows[name].value.median, new.rows[name].value.median)
             for old, new in sized
-            if new.rows["fastbn"].value.median > _GROWTH * old.rows["fastbn"].value.median
+            for name in filter(is_ours, old.rows)
+            if name in new.rows
+            and new.rows[name].value.median > _GROWTH * old.rows[name].value.median
         ]
+        last = {g.subject for g in groups(after.rows) if "fastbn" in g.rows}
+        benchmarks = {subject.benchmark for subject in last}
+        self.lost = [s for s in first if s.benchmark in benchmarks and s not in last]
 
     def _noise(self, change: Change) -> float:
         return max(self.typical[change.subject.benchmark], change.error)
@@ -234,7 +248,7 @@ class Comparison:
     @property
     def worse(self) -> bool:
         """Whether anything has become slower or larger."""
-        return bool(self.grown) or any(v.words == "slower" for v in self._verdicts)
+        return bool(self.grown or self.lost) or any(v.words == "slower" for v in self._verdicts)
 
     def report(self) -> str:
         """Tables and a conclusion."""
@@ -254,6 +268,7 @@ class Comparison:
             f"{_name(subject)}: memory grew from {old:.0f} to {new:.0f} bytes"
             for subject, old, new in self.grown
         ]
+        parts += [f"{_name(subject)}: fastbn has no figure any more" for subject in self.lost]
         return "\n\n".join([*parts, self._sentence()])
 
     def _sentence(self) -> str:
@@ -261,7 +276,8 @@ class Comparison:
         slower = sum(v.words == "slower" for v in self._verdicts)
         conclusion = "Nothing has become slower or larger."
         if self.worse:
-            conclusion = f"WORSE: {slower} lines are slower, {len(self.grown)} larger."
+            others = f"{len(self.grown)} larger, {len(self.lost)} lost"
+            conclusion = f"WORSE: {slower} lines are slower, {others}."
         return (
             "Change: of fastbn's time, less what the times of others changed by in the same rows;\n"
             "noise: its standard error, by how much the others differ among themselves"

@@ -1,10 +1,9 @@
-"""Times calls on a GPU side by side: as CUDA graphs, on memory that the cache has forgotten."""
+"""Times calls on a GPU side by side, as CUDA graphs."""
 
 from __future__ import annotations
 
 import random
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,12 +47,18 @@ def _capture(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGrap
     # The memory of graphs that are gone is out of reach once a capture has begun.
     torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
-    graph.capture_begin()
+    pool = torch.cuda.graph_pool_handle()
+    graph.capture_begin(pool=pool)
     try:
         results = [call() for call in calls]
     except BaseException:
-        with suppress(RuntimeError):  # the capture is broken, and says so once more
+        try:
             graph.capture_end()
+        except RuntimeError:
+            # The capture is broken, and has left its memory pool open, in the way of later ones.
+            device = torch.cuda.current_device()
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
         raise
     graph.capture_end()
     return graph, results

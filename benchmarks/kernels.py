@@ -37,6 +37,8 @@ _MOST_SETS = 2048
 _ALWAYS_COLD = 16
 # On a GPU calls on warm memory are repeated in a graph, so that its launch does not show.
 _REPEATS = 20
+# Fewer cannot be: the first of them is cold.
+_FEWEST_REPEATS = 4
 
 
 def _build(provider: Provider, case: Case, truth: Truth) -> nn.Module:
@@ -71,9 +73,11 @@ class _Caching:
         cache = torch.cuda.get_device_properties(case.device).L2_cache_size
         if size >= _ALWAYS_COLD * cache:
             return _Caching(1, ("cold",))
-        # Results have memory of their own each, and should not drive the inputs out.
-        repeats = max(1, min(_REPEATS, cache // 2 // size))
         sets = input_sets(size, cache)
+        # Results have memory of their own each, and should not drive the inputs out.
+        repeats = min(_REPEATS, cache // 2 // size)
+        if repeats < _FEWEST_REPEATS:
+            return _Caching(sets, ("cold",))
         if sets > _MOST_SETS:
             return _Caching(1, ("warm",), repeats)
         return _Caching(sets, ("cold", "warm"), repeats)
@@ -186,7 +190,7 @@ def measure_case(
     Args:
         case: the input.
         providers: whose batch norms; those that do not take the case are left out.
-        budget: seconds for each pass.
+        budget: seconds for each pass and state of the cache.
         passes: what to time.
 
     Returns:

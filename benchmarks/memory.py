@@ -87,15 +87,22 @@ def _measure(case: Case, provider: Provider) -> dict[str, int]:
     }
 
 
-def measure_memory(cases: Iterable[Case], providers: Mapping[str, Provider]) -> list[Row]:
-    """Rows of bytes, for each case and each provider that takes it."""
-    rows = []
+def measure_memory(
+    cases: Iterable[Case], providers: Mapping[str, Provider]
+) -> tuple[list[Row], list[str]]:
+    """Rows of bytes for each case and provider that takes it, and a sentence for each failure."""
+    rows, wrong = [], []
     for case in tqdm(list(cases), desc="memory", unit="case"):
         forget_compiled()
         for name, provider in providers.items():
             if not provider.takes(case) or provider.layout is not None:
                 continue
-            for measured, size in _measure(case, provider).items():
+            try:
+                sizes = _measure(case, provider)
+            except RuntimeError as error:
+                wrong.append(f"{name}, {case}: {error}")
+                continue
+            for measured, size in sizes.items():
                 subject = case.subject("memory", measured, unit="bytes", bytes=case.tensor_bytes)
                 rows.append(Row(subject, name, exact(size)))
-    return rows
+    return rows, wrong

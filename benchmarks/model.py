@@ -103,7 +103,9 @@ def _variants(model: nn.Module, compiled: bool) -> dict[str, nn.Module]:
     if compiled:
         torch._dynamo.reset()
         for name in ("fastbn", "stock"):
-            variants[f"{name} compiled"] = torch.compile(copy.deepcopy(variants[name]))
+            variants[f"{name} compiled"] = torch.compile(
+                copy.deepcopy(variants[name]), dynamic=False
+            )
     return variants
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .cases import EVALUATION, FORWARD, Case
-from .correctness import Truth
+from .correctness import Truth, WrongResultError
 from .providers import forget_compiled
 from .rows import Row
 from .shapes import Shape
@@ -42,7 +42,7 @@ _CALLS: dict[str, Callable[[nn.Module, Inputs], Callable[[], object]]] = {
 
 def measure_overhead(
     providers: Mapping[str, Provider], budget: float, device: str = "cpu"
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Times calls on a tensor of 64 elements, which record a graph but for evaluation.
 
     On a GPU, too, that is what the host takes: kernels this small end before the next one comes.
@@ -53,29 +53,32 @@ def measure_overhead(
         device: where the tensor is.
 
     Returns:
-        Rows of seconds per call: medians over interleaved runs of 200 calls. Whoever overwrites
-        inputs has none, since they are the same for all calls.
-
-    Raises:
-        WrongResultError: a result is off.
+        Rows of seconds per call: medians over interleaved runs of 200 calls; and a sentence for
+        each provider that failed or was wrong. Whoever overwrites inputs has no rows, since they
+        are the same for all calls.
     """
     case = Case("overhead", _SHAPE, torch.float32, "ncs", device=device)
     rows = []
     forget_compiled()
     truth = Truth(case, case.inputs())
-    able = {
-        name: provider
-        for name, provider in providers.items()
-        if provider.takes(case) and provider.layout is None and not provider.in_place
-    }
+    able, wrong = {}, []
+    for name, provider in providers.items():
+        if not provider.takes(case) or provider.layout is not None or provider.in_place:
+            continue
+        module = provider.build(case).to(device)
+        truth.load(module.norm)
+        try:
+            truth.check(name, module, case.layout, in_place=False)
+        except (WrongResultError, RuntimeError) as error:
+            wrong.append(f"{name}, overhead: {error}")
+        else:
+            able[name] = provider
     for call, prepare in _CALLS.items():
         runs = {}
         for name, provider in able.items():
             module = provider.build(case).to(device)
-            truth.load(module.norm)
-            truth.check(name, module, case.layout, in_place=False)
             runs[name] = partial(Timer(prepare(module, case.inputs())).timeit, _REPEATS)
         subject = case.subject("overhead", call)
         for name, timing in measure(runs, budget).items():
             rows.append(Row(subject, name, timing.divided(_REPEATS)))
-    return rows
+    return rows, wrong

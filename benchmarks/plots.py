@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -132,10 +133,11 @@ def _bars(axes: Axes, groups: list[Group]) -> None:
             color=_COLOURS[name],
             label=_LABELS.get(name, name),
         )
+    at = [x for x, group in enumerate(groups) if COPY in group.rows]
     axes.hlines(
-        [group.rows[COPY].gb_per_second for group in groups],
-        [x - 0.4 for x in range(len(groups))],
-        [x + 0.4 for x in range(len(groups))],
+        [groups[x].rows[COPY].gb_per_second for x in at],
+        [x - 0.4 for x in at],
+        [x + 0.4 for x in at],
         color=_COLOURS[COPY],
         linewidth=2.5,
         label=_LABELS[COPY],
@@ -171,11 +173,13 @@ def plot_layers(groups: Sequence[Group], title: str, path: Path) -> None:
 
 
 def _points(axes: Axes, groups: list[Group]) -> None:
-    groups = sorted(groups, key=lambda group: group.subject.bytes)
-    sizes = [group.subject.bytes / 1e6 for group in groups]
+    copies: dict[int, list[float]] = {}
+    for group in (group for group in groups if COPY in group.rows):
+        copies.setdefault(group.subject.bytes, []).append(group.rows[COPY].gb_per_second)
+    sizes = sorted(copies)
     axes.plot(
-        sizes,
-        [group.rows[COPY].gb_per_second for group in groups],
+        [size / 1e6 for size in sizes],
+        [median(copies[size]) for size in sizes],
         color=_COLOURS[COPY],
         linewidth=2,
         label=_LABELS[COPY],
@@ -217,11 +221,18 @@ def _network_bars(axes: Axes, totals: Sequence[NetworkTotal]) -> None:
     names = list(dict.fromkeys(name for total in totals for name in total.seconds))
     names.append(names.pop(0))  # fastbn comes first, and is drawn last
     width = 0.8 / len(names)
+    # Beyond this bars are cut off and say how long they are, so that the others can be told apart.
+    top = 1.2e3 * max(total.seconds["stock"] for total in totals)
+    axes.set_ylim(0, top)
     for i, name in enumerate(names):
         at = [x for x, total in enumerate(totals) if name in total.seconds]
         heights = [totals[x].seconds[name] * 1e3 for x in at]
         places = [x - 0.4 + (i + 0.5) * width for x in at]
         axes.bar(places, heights, width, color=_COLOURS[name], label=_LABELS.get(name, name))
+        for place, height in zip(places, heights, strict=True):
+            if height > top:
+                text = {"ha": "center", "va": "top", "fontsize": 8, "rotation": 90}
+                axes.text(place, 0.97 * top, f"{height:.0f} ms", **text)
     marks = []
     for total in totals:
         followed = "" if total.subject.ending == "plain" else f"\n+ {total.subject.ending}"
@@ -238,7 +249,7 @@ def plot_network(groups: Iterable[Group], title: str, path: Path) -> None:
         title: what they were measured on.
         path: where the PNG goes.
     """
-    totals = network_totals(groups)
+    totals = [total for total in network_totals(groups) if "stock" in total.seconds]
     layouts = list(dict.fromkeys(total.subject.layout for total in totals))
     with plt.rc_context({**_STYLE, "font.size": 11}):
         figure, grid = plt.subplots(

@@ -133,16 +133,20 @@ ABOUT = {
     "apex": "apex.contrib.groupbn.BatchNorm2d_NHWC",
     "inplace_abn": "inplace_abn.InPlaceABN without an activation",
 }
-_PACKAGES = {"apex": "apex.contrib.groupbn", "inplace_abn": "inplace_abn"}
+# What has to be there: a module, and in it, since apex swallows the error, a name.
+_NEEDED = {
+    "apex": ("apex.contrib.groupbn", "BatchNorm2d_NHWC"),
+    "inplace_abn": ("inplace_abn", "InPlaceABN"),
+}
 
 
 def available(names: Iterable[str]) -> dict[str, Provider]:
     """Those whose package is there."""
-    found = {}
-    for name in names:
-        try:
-            import_module(_PACKAGES.get(name, "torch"))
-        except ImportError:
-            continue
-        found[name] = PROVIDERS[name]
-    return found
+    return {name: PROVIDERS[name] for name in names if _is_there(*_NEEDED.get(name, ()))}
+
+
+def _is_there(module: str = "torch", attribute: str = "nn") -> bool:
+    try:
+        return hasattr(import_module(module), attribute)
+    except ImportError:
+        return False

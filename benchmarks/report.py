@@ -48,14 +48,14 @@ def disturbance(per_second: float) -> str:
     )
 
 
-def providers_legend(groups: Iterable[Group]) -> str:
+def providers_legend(groups: Sequence[Group]) -> str:
     """Who they are, and whose kernels stock took."""
     names = dict.fromkeys(name for group in groups for name in group.rows if name != COPY)
     lines = [f"{name}: {ABOUT[name]}{_kernels_of(name, groups)}" for name in names]
     return "\n".join(lines)
 
 
-def _kernels_of(name: str, groups: Iterable[Group]) -> str:
+def _kernels_of(name: str, groups: Sequence[Group]) -> str:
     if not name.startswith("stock"):
         return ""
     taken = {group.rows[name].detail for group in groups if name in group.rows}
@@ -160,7 +160,10 @@ class NetworkTotal:
 
 
 def network_totals(groups: Iterable[Group]) -> list[NetworkTotal]:
-    """Of ResNet-50, for each pass, ending, dtype, layout and state of the cache."""
+    """Of ResNet-50, for each pass, ending, dtype, layout and state of the cache.
+
+    All that is there of it, where someone else did as much.
+    """
     found: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         subject = group.subject
@@ -169,20 +172,21 @@ def network_totals(groups: Iterable[Group]) -> list[NetworkTotal]:
             found.setdefault(key, []).append(group)
     order = {name: i for i, name in enumerate([m.name for m in PASSES] + list(ENDINGS))}
     keys = sorted(found, key=lambda key: (order[key[0]], order[key[1]]))
-    return [NetworkTotal(found[key]) for key in keys]
+    totals = [NetworkTotal(found[key]) for key in keys]
+    return [total for total in totals if len(total.seconds) > 1]
 
 
 def network_table(groups: Iterable[Group]) -> str:
     """A line for each total."""
     totals = network_totals(groups)
     others = list(dict.fromkeys(name for t in totals for name in t.seconds if name != "fastbn"))
-    headers = ["pass", "then", "dtype", "layout", "cache", "fastbn ms"]
+    headers = ["pass", "then", "dtype", "layout", "cache", "norms", "fastbn ms"]
     headers += [*(f"{name} ms" for name in others), "faster", "best", "stock: mean", "least"]
     lines = []
     for total in totals:
         subject = total.subject
         line = [subject.measured, subject.ending, subject.dtype, subject.layout, subject.cache]
-        line.append(_milliseconds(total.seconds["fastbn"]))
+        line += [str(total.count), _milliseconds(total.seconds["fastbn"])]
         line += [_milliseconds(total.seconds[n]) if n in total.seconds else "" for n in others]
         line += [f"{total.ratio(total.best_other):.2f}x", total.best_other]
         line += (

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from math import nan
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .timing import Timing
@@ -114,7 +115,9 @@ class Group:
         return self.rows[name].value.median / self.rows["fastbn"].value.median
 
     def share(self, name: str) -> float:
-        """Someone's throughput over that of a copy of as many bytes."""
+        """Someone's throughput over that of a copy of as many bytes; NaN where that failed."""
+        if COPY not in self.rows:
+            return nan
         return self.rows[COPY].value.median / self.rows[name].value.median
 
 
@@ -179,7 +182,7 @@ def _derived(group: Group, name: str) -> dict[str, float | str]:
     moves = group.subject.unit == "s" and group.subject.bytes > 0
     return {
         "gb_per_second": group.rows[name].gb_per_second if moves else "",
-        "share_of_copy": group.share(name) if moves and COPY in group.rows else "",
+        "share_of_copy": group.share(name) if moves else "",
         "times_fastbn": group.ratio(name) if moves and "fastbn" in group.rows else "",
     }
 

@@ -213,7 +213,7 @@ def test_compare_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
         run.write_json(Path(name))
     assert compare.main(names[:2]) == 0
     assert compare.main([names[0], names[2]]) == 1
-    assert "WORSE: 8 lines are slower, 0 larger." in capsys.readouterr().out
+    assert "WORSE: 8 lines are slower, 0 larger, 0 lost." in capsys.readouterr().out
     moved = replace(made_up_run(1), environment={"cpu": "another", "threads": 2, "torch": "2"})
     moved.write_json(Path(names[1]))
     compare.main(names[:2])

@@ -286,9 +286,9 @@ def test_other_packages(ending: Ending, layout: str) -> None:
 def test_overhead_and_memory_with_a_package_that_overwrites(device: str) -> None:
     """What it saves is what it wrote over x: no tensor beyond that, and none for dx."""
     some = {**BOTH, "inplace_abn": PROVIDERS["inplace_abn"]}
-    assert {row.provider for row in measure_overhead(some, 0.01)} == set(BOTH)
+    assert {row.provider for row in measure_overhead(some, 0.01)[0]} == set(BOTH)
     case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "ncs", device=device)
-    found = {g.subject.measured: g for g in groups(measure_memory([case], some))}
+    found = {g.subject.measured: g for g in groups(measure_memory([case], some)[0])}
     saved = found["saved"].rows["inplace_abn"].value.median / case.tensor_bytes
     assert 1 <= saved < 1.1
 
@@ -307,7 +307,8 @@ def test_apex_is_only_given_what_it_takes() -> None:
 
 
 def test_overhead_has_the_passes(device: str) -> None:
-    rows = measure_overhead(BOTH, 0.01, device)
+    rows, wrong = measure_overhead(BOTH, 0.01, device)
+    assert wrong == []
     assert [(row.subject.measured, row.provider) for row in rows] == [
         (call, provider)
         for call in ("forward", "forward and backward", "evaluation")
@@ -323,7 +324,7 @@ def test_overhead_has_the_passes(device: str) -> None:
 def test_memory_is_what_tensors_take(ending: Ending, device: str) -> None:
     """Kept is x, and y where ReLU needs it; y, dx and what ReLU lets through are made."""
     case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "ncs", ending, device)
-    found = {g.subject.measured: g for g in groups(measure_memory([case], BOTH))}
+    found = {g.subject.measured: g for g in groups(measure_memory([case], BOTH)[0])}
     tensors = {"plain": (1, 2), "relu": (2, 3), "add+relu": (2, 3)}[ending]
     for measured, count in zip(("saved", "peak"), tensors, strict=True):
         # Parameters and statistics come on top of it.
