@@ -159,7 +159,8 @@ class Comparison:
     Attributes:
         computed: verdicts on rows that compute the same on all shapes.
         shaped: verdicts on all rows of a set of shapes.
-        rows: verdicts on single rows that stand out where none of these does.
+        rows: verdicts on single rows that stand out where none of these does. They are shown and
+            no more: a tensor about as large as a cache is in it in one run and not in another.
         typical: standard deviation of what is not known to have changed, by benchmark.
         grown: subjects whose memory has grown, with bytes before and after.
         lost: subjects that fastbn has no row of any more, in benchmarks that it still has.
@@ -243,7 +244,7 @@ class Comparison:
 
     @property
     def _verdicts(self) -> list[Verdict]:
-        return [*self.computed, *self.shaped, *self.rows]
+        return [*self.computed, *self.shaped]
 
     @property
     def worse(self) -> bool:
@@ -263,7 +264,7 @@ class Comparison:
             parts.append(_table([*headers, "rows", *_FIGURES], lines, words=len(headers)))
         if self.rows:
             lines = [[_name(v.changes[0].subject), *_figures(v)] for v in self.rows]
-            parts.append(_table(["single rows", *_FIGURES], lines, words=1))
+            parts.append(_table(["single rows, to measure again", *_FIGURES], lines, words=1))
         parts += [
             f"{_name(subject)}: memory grew from {old:.0f} to {new:.0f} bytes"
             for subject, old, new in self.grown

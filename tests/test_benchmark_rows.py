@@ -167,8 +167,9 @@ def test_a_slowdown_of_one_set_of_shapes_is_found(seed: int) -> None:
 
 
 def test_a_slow_row_stands_out() -> None:
+    """It is shown, and does not fail: one row may be the machine's doing."""
     comparison = compare.Comparison(made_up_run(0), made_up_run(1, {SUBJECTS[3]: 2.0}))
-    assert comparison.worse
+    assert not comparison.worse
     assert not slower(comparison.computed)
     assert not slower(comparison.shaped)
     (verdict,) = comparison.rows
