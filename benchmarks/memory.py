@@ -61,8 +61,10 @@ def saved_bytes(call: Callable[[], object]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = call()
-    del result  # only now: what was freed on the way would leave its address to others
-    return sum(storages.values())
+        # Now, while the result keeps them: what is freed leaves its address to others.
+        size = sum(storages.values())
+    del result
+    return size
 
 
 def _step(module: nn.Module, inputs: Inputs) -> Callable[[], object]:

@@ -157,6 +157,15 @@ def test_what_is_too_large_to_be_warm_is_cold() -> None:
     assert [row.value.median for row in rows] == pytest.approx([1e-3] * len(rows))
 
 
+def test_what_fits_the_cache_but_a_few_times_is_cold() -> None:
+    """Of fewer repeats than four too many begin with a cold cache."""
+    case = small(shape=Shape((8, 16, 6, 6)))
+    rows, _ = measure_case(case, BOTH, 0.0)
+    sets = gpu_timing.input_sets(case.tensor_bytes, CACHE_BYTES)
+    assert {row.subject.cache for row in rows} == {"cold"}
+    assert [row.value.median for row in rows] == pytest.approx([1e-3 / sets] * len(rows))
+
+
 def test_what_no_graph_can_hold_is_left_out() -> None:
     class Waiting(Followed):
         def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
