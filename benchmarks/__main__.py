@@ -51,9 +51,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmark", nargs="?", choices=[*BENCHMARKS, "claims", "all"])
-    best = best_device()
     parser.add_argument(
-        "--device", choices=_DEFAULTS, default=best, help="(default: the GPU, if any)"
+        "--device", choices=_DEFAULTS, default=best_device(), help="(default: the GPU, if any)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer and smaller shapes, nothing compiled"
@@ -73,8 +72,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there as a table")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures there")
     options = parser.parse_args(arguments)
-    batches, dtypes, budgets = _DEFAULTS[options.device]
-    options.batch = options.batch or batches[options.quick]
+    sizes, dtypes, budgets = _DEFAULTS[options.device]
+    options.batch = options.batch or sizes[options.quick]
     options.dtypes = options.dtypes or dtypes
     options.budget = options.seconds or budgets[options.quick]
     options.threads = options.threads or torch.get_num_threads()
@@ -190,11 +189,11 @@ def _measure(options: argparse.Namespace, names: tuple[str, ...]) -> int:
     interruptions = watch.per_second()
     results = Results({**where, "interruptions a second": round(interruptions)}, rows)
     _write(results, options)  # first: whatever comes after costs no row
+    for sentence in suite.wrong:
+        print(f"not timed: {sentence}")
     print(f"\n{report.tables(results, suite.sets)}\n")
     if options.device == "cpu":
         print(report.disturbance(interruptions))
-    for sentence in suite.wrong:
-        print(f"not timed: {sentence}")
     theirs = tuple(f"{name}, " for name in (*PROVIDERS, "stock compiled") if not is_ours(name))
     return int(not all(sentence.startswith(theirs) for sentence in suite.wrong))
 

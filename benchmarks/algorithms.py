@@ -115,7 +115,7 @@ def _forced(algorithm: str, call: Callable[[], object]) -> object:
     return _restoring(call)
 
 
-class _Forced(nn.Module):
+class _WithOnePassForced(nn.Module):
     """A module with an algorithm forced in one of its passes."""
 
     def __init__(self, module: nn.Module, algorithm: str, measured: Pass) -> None:
@@ -164,7 +164,9 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
         for name in plans:
             truth.load(module.norm)
             # Only the pass that is measured: the others may have no room on chip.
-            check = partial(truth.check, name, _Forced(module, name, measured), case.layout)
+            check = partial(
+                truth.check, name, _WithOnePassForced(module, name, measured), case.layout
+            )
             _restoring(partial(check, in_place=False))
         del truth
         prepared = [measured.prepare(module, one) for one in inputs]
@@ -232,10 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("there is no GPU here; python -m fastbn plan tells what one would do")
     where = environment("cuda")
+    layers = RESNET50_STAGES if options.quick else RESNET50
     cases = [
         Case("resnet50", shape, DTYPES[options.dtype], layout, device="cuda")
-        for layer in (RESNET50_STAGES if options.quick else RESNET50)
-        for shape in (Shape.of(layer, options.batch),)
+        for shape in (Shape.of(layer, options.batch) for layer in layers)
         for layout in layouts(shape)
     ]
     comparisons, failed = [], []
