@@ -28,8 +28,6 @@ SOURCES = ROOT / "csrc"
 # And since which CUDA they can be compiled for.
 ARCHITECTURES = {"7.5": "10.0", "8.0": "11.0", "8.6": "11.1", "8.9": "11.8", "9.0": "11.8"}
 ARCHITECTURES |= {"10.0": "12.8", "12.0": "12.8"}
-# Files of csrc/cuda that know no CUDA.
-PLANNER = ("plan", "candidates", "cost", "devices", "mapping")
 GIBIBYTES_PER_JOB = 3
 
 
@@ -130,13 +128,12 @@ def extension_arguments() -> dict[str, Any]:
         )
 
     # The planner is in every build: it answers for GPUs that are not there.
-    planner = sources(*(f"cuda/{name}.cpp" for name in PLANNER))
-    cuda_sources = sorted({*sources("cuda/*.cu", "cuda/*.cpp")} - {*planner})
+    cpp_sources = sources("ops/*.cpp", "cpu/**/*.cpp", "cuda/planner/*.cpp")
+    cuda_sources = sources("cuda/*.cu", "cuda/*.cpp")
     cuda = with_cuda()
-    cpp_sources = sources("*.cpp", "cpu/*.cpp") + planner
     if cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
-        cpp_sources.remove("csrc/no_cuda.cpp")
+        cpp_sources.remove("csrc/ops/no_cuda.cpp")
     jobs = max(1, min(os.cpu_count() or 1, int(free_gibibytes() // GIBIBYTES_PER_JOB)))
     os.environ.setdefault("MAX_JOBS", str(jobs))
 

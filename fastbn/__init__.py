@@ -4,10 +4,10 @@
 """
 
 from ._backend import build_info
+from .conversion import SwapReport, convert, revert
 from .functional import BatchNormFunction, batch_norm
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .planning import Plan, plan
-from .swap import SwapReport, convert, revert
 
 __version__ = str(build_info()["fastbn"])
 

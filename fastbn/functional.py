@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import composite
-from .ops import batch_norm_backward, batch_norm_inference, batch_norm_training
+from .ops import batch_norm_backward, batch_norm_eval, batch_norm_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class BatchNormFunction(torch.autograd.Function):
                 x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
             )
         else:
-            y, mean, invstd = batch_norm_inference(
+            y, mean, invstd = batch_norm_eval(
                 x, weight, bias, running_mean, running_var, eps, True
             )
         ctx.save_for_backward(x, weight, mean, invstd)
@@ -118,7 +118,7 @@ def dispatch(
         running_mean: (C); in training updated, or None.
         running_var: (C); in training updated, or None.
         num_batches_tracked: int64 scalar, incremented; or None. Only in training.
-        training: normalise with the statistics of x.
+        training: normalize with the statistics of x.
         momentum: weight of x in the running statistics; None for the average of all batches.
         eps: added to the variance.
     """
@@ -129,17 +129,10 @@ def dispatch(
         except TypeError:
             _count(num_batches_tracked)
             raise
+    statistics = (running_mean, running_var, num_batches_tracked)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return composite.batch_norm(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            training,
-            momentum,
-            eps,
+            x, weight, bias, *statistics, training, momentum, eps
         )
     if torch.is_grad_enabled():
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
@@ -152,22 +145,14 @@ def dispatch(
             or (bias is not None and bias.requires_grad)
         ):
             y: Tensor = BatchNormFunction.apply(  # type: ignore[no-untyped-call]
-                x,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                num_batches_tracked,
-                training,
-                momentum,
-                eps,
+                x, weight, bias, *statistics, training, momentum, eps
             )
             return y
     if training:
         return batch_norm_training(
             x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
         )[0]
-    return batch_norm_inference(x, weight, bias, running_mean, running_var, eps, False)[0]
+    return batch_norm_eval(x, weight, bias, running_mean, running_var, eps, False)[0]
 
 
 def batch_norm(
@@ -180,7 +165,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalises each channel over the batch: :func:`torch.nn.functional.batch_norm`, faster.
+    """Normalizes each channel over the batch: :func:`torch.nn.functional.batch_norm`, faster.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias`` (Ioffe and Szegedy, "Batch normalization",
     2015), where mean and the biased variance are those of the batch in training and the running

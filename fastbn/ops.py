@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     ThreeTensors = tuple[Tensor, Tensor, Tensor]
+    FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 # (x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
 #   -> (y, mean, invstd); updates the running statistics and the counter.
@@ -27,11 +28,31 @@ batch_norm_training: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_t
 
 # (x, weight, bias, running_mean, running_var, eps, save) -> (y, mean, invstd); the statistics are
 # copies, of no elements unless `save`.
-batch_norm_inference: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_inference.default
+batch_norm_eval: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_eval.default
 
 # (dy, x, weight, mean, invstd, training, want_dx, want_dweight, want_dbias)
 #   -> (dx, dweight, dbias), of no elements where not wanted.
 batch_norm_backward: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_backward.default
+
+# The steps apart, for statistics that several processes share; csrc/ops/ops.h says what rows hold.
+
+# (x, additive) -> row, float64 of shape (1 + 2C): the reduced statistics of x.
+batch_norm_stats: Callable[..., Tensor] = torch.ops.fastbn.batch_norm_stats.default
+
+# (x, rows, additive, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+#   -> (y, mean, invstd, count): rows of shape (R, 1 + 2C) combined, finalized and applied to x.
+batch_norm_elemt: Callable[..., FourTensors] = torch.ops.fastbn.batch_norm_elemt.default
+
+# (dy, x, weight, mean, invstd, want_dweight, want_dbias) -> (row, dweight, dbias): the reduced
+# gradients, float64 of shape (2C), and those of the parameters by dy and x alone.
+batch_norm_backward_reduce: Callable[..., ThreeTensors] = (
+    torch.ops.fastbn.batch_norm_backward_reduce.default
+)
+
+# (dy, x, weight, mean, invstd, rows, count) -> dx: rows of shape (R, 2C) combined and applied.
+batch_norm_backward_elemt: Callable[..., Tensor] = (
+    torch.ops.fastbn.batch_norm_backward_elemt.default
+)
 
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -128,7 +149,7 @@ def _(
     return _result_like(x), _vector(x, True), _vector(x, True)
 
 
-@torch.library.register_fake("fastbn::batch_norm_inference")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastbn::batch_norm_eval")  # type: ignore[untyped-decorator]
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -159,3 +180,55 @@ def _(
     dtype = None if weight is None else weight.dtype
     dx = _result_like(x) if want_dx else x.new_empty(0)
     return dx, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
+
+
+@torch.library.register_fake("fastbn::batch_norm_stats")  # type: ignore[untyped-decorator]
+def _(x: Tensor, additive: bool) -> Tensor:
+    return x.new_empty(1 + 2 * x.shape[1], dtype=torch.float64)
+
+
+@torch.library.register_fake("fastbn::batch_norm_elemt")  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor,
+    rows: Tensor,
+    additive: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> FourTensors:
+    _check_devices(x, rows, weight, bias, running_mean, running_var, num_batches_tracked)
+    return _result_like(x), _vector(x, True), _vector(x, True), rows.new_empty(1)
+
+
+@torch.library.register_fake("fastbn::batch_norm_backward_reduce")  # type: ignore[untyped-decorator]
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    want_dweight: bool,
+    want_dbias: bool,
+) -> ThreeTensors:
+    _check_devices(x, dy, weight, mean, invstd)
+    row = x.new_empty(2 * x.shape[1], dtype=torch.float64)
+    dtype = None if weight is None else weight.dtype
+    return row, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
+
+
+@torch.library.register_fake("fastbn::batch_norm_backward_elemt")  # type: ignore[untyped-decorator]
+def _(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    rows: Tensor,
+    count: Tensor,
+) -> Tensor:
+    _check_devices(x, dy, weight, mean, invstd, rows, count)
+    return _result_like(x)

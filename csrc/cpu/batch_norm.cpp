@@ -1,44 +1,63 @@
 // SPDX-License-Identifier: BSD-3-Clause
+//
+// Which way through memory.
 #include "batch_norm.h"
 
-#include "loops.h"
+#include <cstdlib>
+#include <cstring>
+
+#include "simd/loops.h"
 
 namespace fastbn::cpu {
 
 namespace {
 
-// Fewer elements than this are not worth joining rows for, and may not fill one.
-constexpr int64_t kLeastJoined = 1024;
-constexpr int64_t kNarrow = 64;
+// Channels-last activations of so few channels and elements are not worth joining rows for, and may
+// not fill one.
+constexpr int64_t kMinJoinedChannels = 64;
+constexpr int64_t kMinJoinedElements = 1024;
 
-// The same operation with its layout changed to kStrided where runs or tiles would be shorter than
-// a vector.
+// FASTBN_CPU_LAYOUT=generic sends everything the general way, to tell a fault of a fast one.
+bool only_generic() {
+  static const char* const layout = std::getenv("FASTBN_CPU_LAYOUT");
+  return layout != nullptr && std::strcmp(layout, "generic") == 0;
+}
+
+// The layout to compute in: kGeneric where rows would be shorter than a vector.
+Layout choose_layout(const Problem& problem) {
+  if (only_generic()) return Layout::kGeneric;
+  switch (problem.layout) {
+    case Layout::kContiguous:
+      return fills_vectors({1, 0, problem.spatial}) ? Layout::kContiguous : Layout::kGeneric;
+    case Layout::kChannelsLast:
+      return problem.channels < kMinJoinedChannels &&
+                     problem.per_channel() * problem.channels < kMinJoinedElements
+                 ? Layout::kGeneric
+                 : Layout::kChannelsLast;
+    case Layout::kGeneric:
+      break;
+  }
+  return Layout::kGeneric;
+}
+
 template <typename Op>
-Op with_full_vectors(Op op) {
-  Problem& problem = op.problem;
-  const bool short_runs = problem.layout == Layout::kNCS && problem.spatial < kMaxLanes;
-  const bool narrow_tiles = problem.layout == Layout::kNSC && problem.channels < kNarrow &&
-                            problem.per_channel() * problem.channels < kLeastJoined;
-  if (short_runs || narrow_tiles) problem.layout = Layout::kStrided;
-  return op;
+void run(Op op, void (*contiguous)(const Op&), void (*channels_last)(const Op&)) {
+  op.problem.layout = choose_layout(op.problem);
+  (op.problem.layout == Layout::kChannelsLast ? channels_last : contiguous)(op);
 }
 
 }  // namespace
 
-void training_forward(const TrainingForward& given) {
-  if (given.num_batches_tracked != nullptr) ++*given.num_batches_tracked;
-  const TrainingForward op = with_full_vectors(given);
-  op.problem.layout == Layout::kNSC ? training_forward_tiles(op) : training_forward_runs(op);
+void training_forward(const TrainingForward& op) {
+  const RunningStatistics& running = op.running;
+  if (running.num_batches_tracked != nullptr && !running.counted) ++*running.num_batches_tracked;
+  run(op, contiguous::training_forward, channels_last::training_forward);
 }
 
-void inference_forward(const InferenceForward& given) {
-  const InferenceForward op = with_full_vectors(given);
-  op.problem.layout == Layout::kNSC ? inference_forward_tiles(op) : inference_forward_runs(op);
+void eval_forward(const EvalForward& op) {
+  run(op, contiguous::eval_forward, channels_last::eval_forward);
 }
 
-void backward(const Backward& given) {
-  const Backward op = with_full_vectors(given);
-  op.problem.layout == Layout::kNSC ? backward_tiles(op) : backward_runs(op);
-}
+void backward(const Backward& op) { run(op, contiguous::backward, channels_last::backward); }
 
 }  // namespace fastbn::cpu

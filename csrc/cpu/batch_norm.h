@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
-#include "../problem.h"
+#include "../core/problem.h"
 
 namespace fastbn::cpu {
 
-// Results are bitwise the same for any number of threads, and on every run.
+// Results are bitwise the same for any number of threads, and every time.
 void training_forward(const TrainingForward& op);
-void inference_forward(const InferenceForward& op);
+void eval_forward(const EvalForward& op);
 void backward(const Backward& op);
 
-// By runs of a channel: contiguous (NCS) activations, and any strides.
-void training_forward_runs(const TrainingForward& op);
-void inference_forward_runs(const InferenceForward& op);
-void backward_runs(const Backward& op);
+// Contiguous activations, a row of a channel at a time; and activations of any strides, which are
+// packed into such rows.
+namespace contiguous {
+void training_forward(const TrainingForward& op);
+void eval_forward(const EvalForward& op);
+void backward(const Backward& op);
+}  // namespace contiguous
 
-// By tiles of rows and columns: channels last (NSC).
-void training_forward_tiles(const TrainingForward& op);
-void inference_forward_tiles(const InferenceForward& op);
-void backward_tiles(const Backward& op);
+// Channels-last activations, a row of channels at a time.
+namespace channels_last {
+void training_forward(const TrainingForward& op);
+void eval_forward(const EvalForward& op);
+void backward(const Backward& op);
+}  // namespace channels_last
 
 }  // namespace fastbn::cpu

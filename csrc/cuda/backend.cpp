@@ -5,21 +5,20 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <unordered_map>
 #include <utility>
 
-#include "../ops.h"
+#include "../ops/registration.h"
 #include "batch_norm.h"
-#include "device_properties.h"
-#include "request.h"
+#include "device_query.h"
+#include "planner/plan.h"
+#include "planner/request.h"
 #include "workspace.h"
 
 namespace fastbn::cuda {
@@ -44,7 +43,7 @@ Device query_device(int index) {
   device.bandwidth = 2.0 * memory_kilohertz * 1e3 * memory_bus_bits / 8;  // twice a clock
   device.cooperative = properties.cooperativeLaunch != 0;
   const c10::DeviceGuard guard(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
-  query_residence(device);
+  query_persistence(device);
   return device;
 }
 
@@ -65,25 +64,25 @@ class Planning {
   }
 
   Plan plan_for(const Request& request) {
-    constexpr size_t kMostPlans = 4096;
-    const Problem& problem = request.problem;
-    const Key key(c10::cuda::current_device(), request.operation, problem.dtype, problem.layout,
-                  problem.batch, problem.channels, problem.spatial, request.aligned,
-                  request.cumulative, request.training, request.want_dx, request.want_sums);
+    constexpr size_t kMaxPlans = 4096;
+    const Key key{c10::cuda::current_device(), request.key()};
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(key);
     if (found != plans_.end()) return found->second;
-    if (plans_.size() == kMostPlans) plans_.clear();  // shapes that never come back
+    if (plans_.size() == kMaxPlans) plans_.clear();  // shapes that never come back
     return plans_.emplace(key, make_plan(request)).first->second;
   }
 
  private:
-  using Key = std::tuple<int, Operation, DType, Layout, int64_t, int64_t, int64_t, bool, bool, bool,
-                         bool, bool>;
+  using Key = std::pair<int, decltype(std::declval<Request>().key())>;
 
   Planning() {
     const char* value = std::getenv("FASTBN_CUDA_ALGORITHM");
-    if (value != nullptr && *value != 0) forced_ = value;
+    if (value == nullptr || *value == 0) return;
+    forced_ = current_name(value);
+    if (forced_ != value) {
+      TORCH_WARN("FASTBN_CUDA_ALGORITHM=", value, " is called ", forced_, " now");
+    }
   }
 
   Plan make_plan(const Request& request) const {
@@ -108,9 +107,9 @@ void training_forward(const TrainingForward& op) {
   cuda::training_forward(op, plan, workspace.data, stream.stream());
 }
 
-void inference_forward(const InferenceForward& op) {
+void eval_forward(const EvalForward& op) {
   const Plan plan = plan_for(request(op));
-  cuda::inference_forward(op, plan, c10::cuda::getCurrentCUDAStream().stream());
+  cuda::eval_forward(op, plan, c10::cuda::getCurrentCUDAStream().stream());
 }
 
 void backward(const Backward& op) {
@@ -120,31 +119,7 @@ void backward(const Backward& op) {
   cuda::backward(op, plan, workspace.data, stream.stream());
 }
 
-constexpr fastbn::Backend kBackend{training_forward, inference_forward, backward};
-
-ThreeTensors training(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-                      double eps) {
-  const c10::DeviceGuard guard(x.device());
-  return batch_norm_training(kBackend, x, weight, bias, running_mean, running_var,
-                             num_batches_tracked, momentum, eps);
-}
-
-ThreeTensors inference(const at::Tensor& x, const OptionalTensor& weight,
-                       const OptionalTensor& bias, const OptionalTensor& running_mean,
-                       const OptionalTensor& running_var, double eps, bool save) {
-  const c10::DeviceGuard guard(x.device());
-  return batch_norm_inference(kBackend, x, weight, bias, running_mean, running_var, eps, save);
-}
-
-ThreeTensors gradient(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
-                      const at::Tensor& mean, const at::Tensor& invstd, bool training, bool want_dx,
-                      bool want_dweight, bool want_dbias) {
-  const c10::DeviceGuard guard(x.device());
-  return batch_norm_backward(kBackend, dy, x, weight, mean, invstd, training, want_dx, want_dweight,
-                             want_dbias);
-}
+constexpr fastbn::Backend kBackend{training_forward, eval_forward, backward};
 
 }  // namespace
 
@@ -162,7 +137,5 @@ void force_algorithm(const std::string& name) { Planning::instance().force(name)
 }  // namespace fastbn::cuda
 
 TORCH_LIBRARY_IMPL(fastbn, CUDA, library) {
-  library.impl("batch_norm_training", fastbn::cuda::training);
-  library.impl("batch_norm_inference", fastbn::cuda::inference);
-  library.impl("batch_norm_backward", fastbn::cuda::gradient);
+  fastbn::implement_operators<fastbn::cuda::kBackend>(library);
 }

@@ -1,40 +1,39 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "algorithms/one_block.cuh"
+#include "algorithms/persistent.cuh"
+#include "algorithms/two_pass.cuh"
 #include "batch_norm.h"
-#include "dispatch.cuh"
-#include "kernels/onchip.cuh"
-#include "kernels/split.cuh"
-#include "kernels/tiny.cuh"
+#include "launcher.cuh"
 
 namespace fastbn::cuda {
 
 void backward(const Backward& op, const Plan& plan, void* workspace, void* stream) {
   if (plan.launches == 0) return;
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
-  dispatch(op.problem.dtype, plan.geometry, [&](auto tag) {
+  with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
-    using Epilogue = Identity<typename Mapping::acc_t>;
-    const Epilogue epilogue;
-    if (plan.algorithm == Algorithm::kElementwise) {
-      launch("inference_gradient", inference_gradient<Mapping>, op, plan.geometry);
+    if (plan.algorithm == Algorithm::kElementwise && op.steps == Steps::kAll) {
+      launch("eval_backward", eval_backward<Mapping>, op, plan.geometry);
       return;
     }
-    if (plan.algorithm == Algorithm::kTiny) {
-      launch("tiny_backward", tiny_backward<Mapping, Epilogue>, op, plan.geometry, epilogue);
+    if (plan.algorithm == Algorithm::kOneBlock) {
+      launch("one_block_backward", one_block_backward<Mapping>, op, plan.geometry);
       return;
     }
     const Workspace arrays = place(plan, workspace);
-    if (on_chip(plan.algorithm)) {
-      if constexpr (Mapping::kHolds) {
-        launch("onchip_backward", onchip_backward<Mapping, Epilogue>, op, plan.geometry, arrays,
-               epilogue);
+    if (is_persistent(plan.algorithm)) {
+      if constexpr (Mapping::kPersistent) {
+        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, arrays);
       }
       return;
     }
-    launch("split_gradients", split_gradients<Mapping, Epilogue>, op, plan.geometry, arrays,
-           epilogue);
-    if (plan.launches == 2) {
-      launch.then("split_differentiate", split_differentiate<Mapping, Epilogue>, op, plan.geometry,
-                  arrays, epilogue);
+    if (op.steps != Steps::kApply) {
+      launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
+             arrays);
+    }
+    if (op.steps == Steps::kApply || plan.launches == 2) {
+      launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping>, op, plan.geometry,
+                  arrays);
     }
   });
 }

@@ -5,18 +5,18 @@
 // Throws std::runtime_error, naming kernel, shape and plan, if a launch fails.
 #pragma once
 
-#include "../problem.h"
-#include "plan.h"
+#include "../core/problem.h"
+#include "planner/types.h"
 
 namespace fastbn::cuda {
 
 void training_forward(const TrainingForward& op, const Plan& plan, void* workspace, void* stream);
-void inference_forward(const InferenceForward& op, const Plan& plan, void* stream);
+void eval_forward(const EvalForward& op, const Plan& plan, void* stream);
 void backward(const Backward& op, const Plan& plan, void* workspace, void* stream);
 
 // Completes the current device's properties by what the driver says of these kernels: whether they
 // can live all at once, whether their machine code knows the copy engine, and how many clusters run
 // at once.
-void query_residence(Device& device);
+void query_persistence(Device& device);
 
 }  // namespace fastbn::cuda

@@ -1,54 +1,55 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <algorithm>
 
+#include "algorithms/one_block.cuh"
+#include "algorithms/persistent.cuh"
+#include "algorithms/two_pass.cuh"
 #include "batch_norm.h"
-#include "dispatch.cuh"
-#include "kernels/onchip.cuh"
-#include "kernels/split.cuh"
-#include "kernels/tiny.cuh"
+#include "launcher.cuh"
 
 namespace fastbn::cuda {
 
 void training_forward(const TrainingForward& op, const Plan& plan, void* workspace, void* stream) {
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
-  dispatch(op.problem.dtype, plan.geometry, [&](auto tag) {
+  with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
-    using Epilogue = Identity<typename Mapping::acc_t>;
-    const Epilogue epilogue;
-    if (plan.algorithm == Algorithm::kTiny) {
-      launch("tiny_forward", tiny_forward<Mapping, Epilogue>, op, plan.geometry, epilogue);
+    if (plan.algorithm == Algorithm::kOneBlock) {
+      launch("one_block_forward", one_block_forward<Mapping>, op, plan.geometry);
       return;
     }
     const Workspace arrays = place(plan, workspace);
-    if (on_chip(plan.algorithm)) {
-      if constexpr (Mapping::kHolds) {
-        launch("onchip_forward", onchip_forward<Mapping, Epilogue>, op, plan.geometry, arrays,
-               epilogue);
+    if (is_persistent(plan.algorithm)) {
+      if constexpr (Mapping::kPersistent) {
+        launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, arrays);
       }
       return;
     }
-    launch("split_statistics", split_statistics<Mapping>, op, plan.geometry, arrays);
-    launch.then("split_normalise", split_normalise<Mapping, Epilogue>, op, plan.geometry, arrays,
-                epilogue);
+    if (op.steps != Steps::kApply) {
+      launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry,
+             arrays);
+    }
+    if (op.steps != Steps::kReduce) {
+      launch.then("two_pass_forward_apply", two_pass_forward_apply<Mapping>, op, plan.geometry,
+                  arrays);
+    }
   });
 }
 
-void inference_forward(const InferenceForward& op, const Plan& plan, void* stream) {
+void eval_forward(const EvalForward& op, const Plan& plan, void* stream) {
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
-  dispatch(op.problem.dtype, plan.geometry, [&](auto tag) {
+  with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
-    using Epilogue = Identity<typename Mapping::acc_t>;
-    launch("inference", inference<Mapping, Epilogue>, op, plan.geometry, Epilogue());
+    launch("eval_forward", eval_forward<Mapping>, op, plan.geometry);
   });
 }
 
-void query_residence(Device& device) {
-  // All kernels that stay on chip have as many registers, threads and bytes of shared memory at
-  // most: where one of these fits, all do.
-  const auto kernel = onchip_forward<Segments<float, 4>, Identity<float>>;
+void query_persistence(Device& device) {
+  // All persistent kernels have as many registers, threads and bytes of shared memory at most:
+  // where one of these fits, all do.
+  const auto kernel = persistent_forward<Contiguous<float, 4>>;
   const gpu::LaunchShape whole{1, kMaxThreads, static_cast<int>(device.shared_per_block)};
-  device.cooperative = device.cooperative && gpu::active_blocks(whole, kernel) >= kOnChipBlocks;
-  device.copy_engine = device.major >= 9 && gpu::is_code_for_hopper(kernel);
+  device.cooperative = device.cooperative && gpu::active_blocks(whole, kernel) >= kPersistentBlocks;
+  device.copy_engine = device.is_hopper_or_later() && gpu::is_code_for_hopper(kernel);
   device.clusters = {};
   device.half_clusters = {};
   if (!device.copy_engine) return;

@@ -1,11 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // How blocks and threads share out an activation: the part of a plan that kernels read. Plain
-// numbers, filled by mapping.cpp and candidates.cpp.
+// numbers, filled by the planner.
 //
-// A slab is what one block can keep statistics of: some channels, whole. All parts of a slab hold
-// the same channels and different elements; a block does one part of one slab. On chip, the blocks
-// that do the parts of a slab are a team, and one team does several slabs, one after another.
+// A channel tile is what one block can keep statistics of: some channels, whole. All splits of a
+// channel tile hold the same channels and different elements; a block does one split of one channel
+// tile. In persistent kernels, the blocks that do the splits of a channel tile are a CTA group, and
+// one group does several channel tiles, one after another.
+//
+// Example: x of shape (32, 64, 56, 56), bfloat16, channels last, two passes on an H200 (132 SMs).
+//
+//   matrix     100,352 rows (N*S, the extent) by 64 columns (C, matrix_columns)
+//   vector     8 columns, of 16 bytes; a row has 8 vectors, and one channel tile has all 64
+//   channels splits     132, one per SM: block b has rows [760.2 b, 760.2 (b + 1)), rounded down
+//   block      512 threads: 64 rows of 8 vectors; a thread takes every 64th row of its split, 11 or
+//              12 of them, 8 at once
+//
+// Contiguous, the same x is 64 channel tiles of one channel, each with an extent of 32 * 392 =
+// 12,544 vectors that lie in 32 segments, one per sample.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +25,10 @@
 namespace fastbn::cuda {
 
 constexpr int kVectorBytes = 16;
+
+// Threads of a warp. The planner counts with it what kernels do with it: gpu/intrinsics.cuh asserts
+// that it is the machine's.
+constexpr int kWarpThreads = 32;
 
 // The most threads of a block.
 constexpr int kMaxThreads = 512;
@@ -24,115 +40,139 @@ constexpr int kMaxThreads = 512;
 // latency under load, over 132 SMs). Mappings of vectors have twice that, so that an SM half filled
 // still has enough:
 //
-//   columns    1 block  * 512 threads * 8 vectors * 16 bytes = 64 KiB; statistics of 8 channels
-//              take most of the 128 registers of a thread
-//   segments   2 blocks * 512 threads * 4 vectors * 16 bytes = 64 KiB
+//   matrix columns   1 block  * 512 threads * 8 vectors * 16 bytes = 64 KiB; statistics of 8
+//                    channels take most of the 128 registers of a thread
+//   contiguous       2 blocks * 512 threads * 4 vectors * 16 bytes = 64 KiB
 struct Occupancy {
   int blocks;
   int loads;
 };
-constexpr Occupancy kColumnsOccupancy{1, 8};
-constexpr Occupancy kSegmentsOccupancy{2, 4};
+constexpr Occupancy kMatrixColumnsOccupancy{1, 8};
+constexpr Occupancy kContiguousOccupancy{2, 4};
 // Strides take registers, and an element is no vector: no promise.
-constexpr Occupancy kStridedOccupancy{1, 1};
+constexpr Occupancy kGenericOccupancy{1, 1};
 
-// Kernels that keep tensors on chip have all registers for one full block; smaller ones share them.
-constexpr int kOnChipBlocks = 1;
+// Persistent kernels have all registers for one full block; smaller blocks share them.
+constexpr int kPersistentBlocks = 1;
 
 constexpr int bytes_in_flight(Occupancy occupancy) {
   return occupancy.blocks * kMaxThreads * occupancy.loads * kVectorBytes;
 }
-static_assert(bytes_in_flight(kColumnsOccupancy) >= 2 * (32 << 10));
-static_assert(bytes_in_flight(kSegmentsOccupancy) >= 2 * (32 << 10));
+static_assert(bytes_in_flight(kMatrixColumnsOccupancy) >= 2 * (32 << 10));
+static_assert(bytes_in_flight(kContiguousOccupancy) >= 2 * (32 << 10));
 
+// What is shared out among threads: layouts/ has a class for each.
 enum class Mapping : int8_t {
   // The activation is a matrix whose columns each belong to one channel, and a thread has a vector
   // of adjacent columns: channels last, and contiguous channels too small for whole vectors.
-  kColumns,
-  // A slab is one channel, a segment of adjacent elements in each sample, and a thread has vectors
-  // of its elements: contiguous.
-  kSegments,
-  // Like kSegments, one element at a time at any strides.
-  kStrided,
+  kMatrixColumns,
+  // A channel tile is one channel, a segment of adjacent elements in each sample, and a thread has
+  // vectors of its elements: contiguous.
+  kContiguous,
+  // Like kContiguous, one element at a time at any strides.
+  kGeneric,
 };
 
 // Divides by a number that is known before the launch, by one multiplication (Granlund and
 // Montgomery, "Division by invariant integers using multiplication", 1994).
-struct Divider {
+struct FastDivmod {
   uint32_t divisor = 1;
   uint32_t multiplier = 1;
   int32_t shift = 0;
 };
 
-// How blocks of a team tell each other what they have gathered.
-enum class Team : int8_t {
-  kBlock,    // there is one
-  kCluster,  // they are a thread-block cluster and see each other's shared memory
-  kGrid,     // by global memory; all teams of the launch live at once
+// How the blocks of a CTA group reduce among each other.
+enum class CtaGroup : int8_t {
+  kBlock,    // the group is one block
+  kCluster,  // the group is a thread-block cluster, whose blocks see each other's shared memory
+  kGrid,     // by global memory; all groups of the launch live at once
 };
 
-// What is kept in shared memory between gathering and applying. A part's first items, in stages of
-// equally many, are copied to a ring of slots and stay there until they have been applied; then the
-// slot takes a stage of the next slab. Items that the ring has no room for are read twice.
-struct Residence {
-  Team team = Team::kBlock;
-  int32_t teams = 0;  // block = team * parts + part; a team does every teams-th slab
-  int32_t stage_items = 0;
-  int32_t stages = 0;       // of a part
-  int32_t slots = 0;        // as many or more
-  bool in_bulk = false;     // by the copy engine, run by run; otherwise vector by vector
-  int32_t messages = 0;     // where things lie in shared memory, in bytes: what the team is told,
-  int32_t barriers = 0;     // one for each slot,
-  int32_t ring = 0;         // and the slots,
-  int32_t stage_bytes = 0;  // of one tensor each; a slot has one of each tensor
+// What a block keeps in shared memory between reducing and applying: the first rows of its split,
+// in tiles of equally many. Tiles pass through a pipeline of stages: one is copied to a stage,
+// stays there until it has been applied, and makes way for a tile of the next channel tile. Rows
+// beyond the last tile are read twice.
+struct Persistence {
+  CtaGroup cta_group = CtaGroup::kBlock;
+  int32_t cta_groups = 0;       // block = group * splits + split; channel tiles go round the groups
+  int32_t tile_extent = 0;      // rows or vectors of a tile
+  int32_t tiles = 0;            // of a split
+  int32_t stages = 0;           // as many as tiles, or more
+  bool bulk_copies = false;     // by the copy engine, span by span; otherwise vector by vector
+  int32_t partials_offset = 0;  // where things lie in shared memory, in bytes: partial results for
+                                // the group,
+  int32_t barriers_offset = 0;  // a barrier for each stage,
+  int32_t stages_offset = 0;    // and the stages,
+  int32_t tile_bytes = 0;       // of one tensor each; a stage has one of each tensor
 };
 
 struct Geometry {
-  Mapping mapping = Mapping::kColumns;
+  Mapping mapping = Mapping::kMatrixColumns;
   int32_t width = 1;  // elements of a vector
-  int32_t slabs = 0;
-  int32_t parts = 0;          // of a slab; where nothing resides block = part * slabs + slab
-  int32_t slab_channels = 1;  // the last slab may have fewer
-  // What the parts of a slab share: rows of the matrix, windows or elements of the channel.
-  int64_t items = 0;
+  int32_t channel_tiles = 0;
+  int32_t splits = 0;         // of a channel tile; without persistence
+                              // block = split * channel_tiles + channel_tile
+  int32_t tile_channels = 1;  // of a channel tile; the last one may have fewer
+  // What the splits of a channel tile share: rows of the matrix, vectors or elements of the
+  // channel.
+  int64_t extent = 0;
 
-  // kColumns: column = channel * channel_step + repeat * repeat_step, counted within the slab.
+  // kMatrixColumns: column = channel * channel_step + repeat * repeat_step, counted within the
+  // channel tile.
   int64_t matrix_columns = 0;
-  int32_t vectors = 1;  // of a slab, side by side
+  int32_t vectors = 1;  // of a row of a channel tile
   int32_t repeats = 1;  // columns of a channel
   int32_t channel_step = 1;
   int32_t repeat_step = 0;
 
-  // kSegments: a window is one aligned vector of a segment, which may reach past either end.
-  Divider windows;  // of a segment
+  // kContiguous: vectors that cover a segment; they are aligned and may reach past either end.
+  FastDivmod segment_vectors;
 
-  Residence residence;
+  Persistence persistence;
 };
 
 // Vectors that a thread takes from shared memory at once, over all tensors it reads: enough for 16
-// warps to hide the latency, and stages of no more are small.
-constexpr int kHeldVectors = 2;
+// warps to hide the latency, and tiles of no more are small.
+constexpr int kSmemVectors = 2;
 
-// Shared memory of a block: coefficients of its channels (kCoefficients numbers each), then room to
-// merge what threads, columns and parts have gathered.
+// Shared memory of a block: coefficients of its channels (kCoefficients numbers each), then scratch
+// to merge what threads, columns and splits have reduced.
 constexpr int kCoefficients = 4;
 
 // Numbers that statistics of `lanes` channels consist of: a count, means and squared deviations.
-constexpr int gathered_numbers(int lanes) { return 1 + 2 * lanes; }
+constexpr int statistics_numbers(int lanes) { return 1 + 2 * lanes; }
 
-// Per-channel results of the parts, and what the first kernel leaves to the second.
+// Values that merging `rows` rows of `columns` columns, a thread each, needs scratch for: warps of
+// whole rows merge theirs by shuffles, and of what is left all but the first row is stored. See
+// reduce_rows() of primitives/block_reduce.cuh.
+constexpr int reduce_rows_scratch(int rows, int columns) {
+  if (kWarpThreads % columns == 0) {
+    const int rows_per_warp = kWarpThreads / columns;
+    rows = (rows + rows_per_warp - 1) / rows_per_warp;
+  }
+  return ((rows > 1 ? rows : 1) - 1) * columns;
+}
+
+// The same of merging `lists` lists of `length` values in a block. See reduce_lists().
+constexpr int reduce_lists_scratch(int threads, int length, int lists) {
+  const int threads_per_list = threads / lists;
+  return reduce_rows_scratch(threads_per_list < length ? threads_per_list : length, lists);
+}
+
+// Device memory of a call: per-channel results of the splits, and what the first kernel leaves to
+// the second.
 struct Workspace {
-  unsigned* counters;  // one per slab, zero between launches
-  unsigned* barriers;  // one per team; see exchange.cuh
-  void* partials;      // of acc: [field][part][channel]; on chip messages: see exchange.cuh
-  void* coefficients;  // of acc: [kCoefficients][channel]
+  unsigned* counters;  // one per channel tile, zero between launches
+  unsigned* barriers;  // one per CTA group; see GridBarrier in primitives/group_reduce.cuh
+  void* partials;      // of acc_t: [field][split][channel]; persistent: see GroupPartials
+  void* coefficients;  // of acc_t: [kCoefficients][channel]
 };
 
-// Teams take turns with two places for their messages: who writes to one again has waited for all
-// at the other, and so for those who read it.
-constexpr int kTurns = 2;
-// Numbers that a block tells its team about a channel: count, reference, mean and squared
+// Partial results of a CTA group are double buffered: a buffer is written again only after a
+// barrier on the other one, which all readers of the first have passed.
+constexpr int kPhases = 2;
+// Numbers that a block passes to its CTA group about a channel: count, pivot, mean and squared
 // deviations, or two sums.
-constexpr int kMessageNumbers = 4;
+constexpr int kPartialNumbers = 4;
 
 }  // namespace fastbn::cuda

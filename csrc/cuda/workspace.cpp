@@ -9,14 +9,14 @@
 #include <unordered_map>
 #include <utility>
 
-#include "plan.h"
+#include "planner/types.h"
 
 namespace fastbn::cuda {
 
 namespace {
 
 // Enough for most problems on most devices, so that few workspaces ever grow.
-constexpr int64_t kLeastBytes = 2 << 20;
+constexpr int64_t kMinBytes = 2 << 20;
 
 struct Memory {
   void* data = nullptr;
@@ -32,7 +32,7 @@ void allocate(c10::cuda::CUDAStream stream, int64_t bytes, unsigned long long ca
   namespace allocator = c10::cuda::CUDACachingAllocator;
   if (memory.data != nullptr) allocator::raw_delete(memory.data);
   memory = {};  // what is left if the following throws
-  bytes = std::max(bytes, kLeastBytes);
+  bytes = std::max(bytes, kMinBytes);
   void* data = allocator::raw_alloc_with_stream(static_cast<size_t>(bytes), stream);
   const cudaError_t error = cudaMemsetAsync(data, 0, kZeroedBytes, stream);
   if (error != cudaSuccess) allocator::raw_delete(data);

@@ -136,7 +136,7 @@ def forward(
     if training:
         arguments = (x, *vectors, num_batches_tracked, momentum, eps)
         return _run("batch_norm_training", arguments, device, scale, algorithm, seed)
-    return _run("batch_norm_inference", (x, *vectors, eps, True), device, scale, algorithm, seed)
+    return _run("batch_norm_eval", (x, *vectors, eps, True), device, scale, algorithm, seed)
 
 
 def backward(

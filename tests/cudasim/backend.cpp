@@ -2,16 +2,17 @@
 //
 // The CUDA backend on the simulated GPU: operators torch.ops.fastbn_cudasim.* on CPU tensors that
 // go through the checks, the planner, the launch code and the kernels of the real one.
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <sstream>
+#include <type_traits>
 
+#include "../../csrc/core/partial_rows.h"
 #include "../../csrc/cuda/batch_norm.h"
-#include "../../csrc/cuda/request.h"
-#include "../../csrc/ops.h"
+#include "../../csrc/cuda/planner/plan.h"
+#include "../../csrc/cuda/planner/request.h"
+#include "../../csrc/ops/registration.h"
 #include "cudasim/cudasim.h"
 
 namespace fastbn::cudasim {
@@ -27,25 +28,31 @@ Plan last_plan;
 
 // --- Buffers -------------------------------------------------------------------------------------
 
-// Bytes from an activation's first element to behind its last.
-int64_t extent(const Problem& problem, const Activation& activation) {
-  int64_t last = (problem.batch - 1) * activation.batch_stride +
-                 (problem.channels - 1) * activation.channel_stride;
-  for (int d = 0; d < activation.spatial_dims; ++d) {
-    last += (activation.sizes[d] - 1) * activation.strides[d];
-  }
-  return (last + 1) * element_size(problem.dtype);
-}
-
-void add(const char* name, const Problem& problem, const Activation& activation, bool writable) {
+template <typename Data>
+void add(const char* name, const Problem& problem, const Activation<Data>& activation) {
   if (activation.data == nullptr) return;
-  register_buffer(activation.data, extent(problem, activation), name, Kind::kActivation, writable);
+  register_buffer(activation.data, extent_bytes(problem, activation), name, Kind::kActivation,
+                  /*writable=*/!std::is_const_v<Data>);
 }
 
-void add(const char* name, const Problem& problem, const ChannelVector& vector, bool writable) {
+template <typename Data>
+void add(const char* name, const Problem& problem, const ChannelVector<Data>& vector) {
   if (vector.data == nullptr) return;
   const int64_t bytes = ((problem.channels - 1) * vector.stride + 1) * element_size(vector.dtype);
-  register_buffer(vector.data, bytes, name, Kind::kVector, writable);
+  register_buffer(vector.data, bytes, name, Kind::kVector, /*writable=*/!std::is_const_v<Data>);
+}
+
+template <typename T>
+void add(const char* name, T* numbers, int64_t count) {
+  if (numbers == nullptr) return;
+  register_buffer(numbers, count * static_cast<int64_t>(sizeof(T)), name, Kind::kVector,
+                  /*writable=*/!std::is_const_v<T>);
+}
+
+void add(const Steps& steps, const PartialRows& partials, int64_t row_length) {
+  const int64_t numbers = partials.rows * row_length;
+  if (steps == Steps::kReduce) add("partials", partials.data, numbers);
+  if (steps == Steps::kApply) add("partials", static_cast<const double*>(partials.data), numbers);
 }
 
 // The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero,
@@ -91,80 +98,59 @@ Plan plan(const Request& request) {
 void training_forward(const TrainingForward& op) {
   const Problem& problem = op.problem;
   clear_buffers();
-  add("x", problem, op.x, false);
-  add("y", problem, op.y, true);
-  add("weight", problem, op.weight, false);
-  add("bias", problem, op.bias, false);
-  add("running_mean", problem, op.running_mean, true);
-  add("running_var", problem, op.running_var, true);
-  add("mean", problem, op.mean, true);
-  add("invstd", problem, op.invstd, true);
-  if (op.num_batches_tracked != nullptr) {
-    register_buffer(op.num_batches_tracked, sizeof(int64_t), "num_batches_tracked", Kind::kVector,
-                    true);
-  }
+  add("x", problem, op.x);
+  add("y", problem, op.y);
+  add("weight", problem, op.weight);
+  add("bias", problem, op.bias);
+  add("running_mean", problem, op.running.mean);
+  add("running_var", problem, op.running.var);
+  add("mean", problem, op.mean);
+  add("invstd", problem, op.invstd);
+  add("num_batches_tracked", op.running.num_batches_tracked, 1);
+  add("total_count", op.total_count, 1);
+  add(op.steps, op.partials, moments_row_length(problem.channels));
   const Plan planned = plan(cuda::request(op));
   const SimulatedWorkspace workspace(planned);
   cuda::training_forward(op, planned, workspace.data(), nullptr);
   workspace.check_counters();
 }
 
-void inference_forward(const InferenceForward& op) {
+void eval_forward(const EvalForward& op) {
   const Problem& problem = op.problem;
   clear_buffers();
-  add("x", problem, op.x, false);
-  add("y", problem, op.y, true);
-  add("weight", problem, op.weight, false);
-  add("bias", problem, op.bias, false);
-  add("running_mean", problem, op.running_mean, false);
-  add("running_var", problem, op.running_var, false);
-  add("mean", problem, op.mean, true);
-  add("invstd", problem, op.invstd, true);
-  cuda::inference_forward(op, plan(cuda::request(op)), nullptr);
+  add("x", problem, op.x);
+  add("y", problem, op.y);
+  add("weight", problem, op.weight);
+  add("bias", problem, op.bias);
+  add("running_mean", problem, op.running_mean);
+  add("running_var", problem, op.running_var);
+  add("mean", problem, op.mean);
+  add("invstd", problem, op.invstd);
+  cuda::eval_forward(op, plan(cuda::request(op)), nullptr);
 }
 
 void backward(const Backward& op) {
   const Problem& problem = op.problem;
   clear_buffers();
-  add("dy", problem, op.dy, false);
-  add("x", problem, op.x, false);
-  add("dx", problem, op.dx, true);
-  add("weight", problem, op.weight, false);
-  add("mean", problem, op.mean, false);
-  add("invstd", problem, op.invstd, false);
-  add("dweight", problem, op.dweight, true);
-  add("dbias", problem, op.dbias, true);
+  add("dy", problem, op.dy);
+  add("x", problem, op.x);
+  add("dx", problem, op.dx);
+  add("weight", problem, op.weight);
+  add("mean", problem, op.mean);
+  add("invstd", problem, op.invstd);
+  add("dweight", problem, op.dweight);
+  add("dbias", problem, op.dbias);
+  add("total_count", op.total_count, 1);
+  add(op.steps, op.partials, grad_sums_row_length(problem.channels));
   const Plan planned = plan(cuda::request(op));
   const SimulatedWorkspace workspace(planned);
   cuda::backward(op, planned, workspace.data(), nullptr);
   workspace.check_counters();
 }
 
-constexpr Backend kBackend{training_forward, inference_forward, backward};
+constexpr Backend kBackend{training_forward, eval_forward, backward};
 
 // --- Operators -----------------------------------------------------------------------------------
-
-ThreeTensors training_op(const at::Tensor& x, const OptionalTensor& weight,
-                         const OptionalTensor& bias, const OptionalTensor& running_mean,
-                         const OptionalTensor& running_var,
-                         const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-                         double eps) {
-  return batch_norm_training(kBackend, x, weight, bias, running_mean, running_var,
-                             num_batches_tracked, momentum, eps);
-}
-
-ThreeTensors inference_op(const at::Tensor& x, const OptionalTensor& weight,
-                          const OptionalTensor& bias, const OptionalTensor& running_mean,
-                          const OptionalTensor& running_var, double eps, bool save) {
-  return batch_norm_inference(kBackend, x, weight, bias, running_mean, running_var, eps, save);
-}
-
-ThreeTensors backward_op(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
-                         const at::Tensor& mean, const at::Tensor& invstd, bool training,
-                         bool want_dx, bool want_dweight, bool want_dbias) {
-  return batch_norm_backward(kBackend, dy, x, weight, mean, invstd, training, want_dx, want_dweight,
-                             want_dbias);
-}
 
 // The schedule, the device to plan for and to simulate, and the algorithm. With fewer
 // multiprocessors and less shared memory to a block than the device has, unless they are 0: small
@@ -198,7 +184,7 @@ void configure(int64_t schedule, const std::string& device_name, const std::stri
   simulated.clusters = planned_device.clusters;
   simulated.clusters[0] = simulated.multiprocessors;
   // What the backend asks the driver, the simulator answers.
-  cuda::query_residence(planned_device);
+  cuda::query_persistence(planned_device);
 }
 
 std::string json(const std::array<int64_t, 5>& histogram) {
@@ -251,23 +237,14 @@ std::string report() {
 }  // namespace fastbn::cudasim
 
 TORCH_LIBRARY(fastbn_cudasim, library) {
-  library.def(
-      "batch_norm_training(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> "
-      "(Tensor y, Tensor mean, Tensor invstd)",
-      fastbn::cudasim::training_op);
-  library.def(
-      "batch_norm_inference(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
-      "Tensor? running_var, float eps, bool save) -> (Tensor y, Tensor mean, Tensor invstd)",
-      fastbn::cudasim::inference_op);
-  library.def(
-      "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, "
-      "bool training, bool want_dx, bool want_dweight, bool want_dbias) -> "
-      "(Tensor dx, Tensor dweight, Tensor dbias)",
-      fastbn::cudasim::backward_op);
+  fastbn::define_operators(library);
   library.def(
       "configure(int schedule, str device, str algorithm, int multiprocessors, int shared_bytes) "
       "-> ()",
       fastbn::cudasim::configure);
   library.def("report() -> str", fastbn::cudasim::report);
+}
+
+TORCH_LIBRARY_IMPL(fastbn_cudasim, CPU, library) {
+  fastbn::implement_operators<fastbn::cudasim::kBackend>(library);
 }

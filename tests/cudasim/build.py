@@ -13,11 +13,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
-# Files of csrc/cuda that know no CUDA.
-PLANNER = ("plan", "candidates", "cost", "devices", "mapping", "request")
-
 # A compromise of building and running.
-_FLAGS = ["-O1", "-g1", "-Wall", "-Wno-unknown-pragmas"]
+_FLAGS = ["-O1", "-g1", "-Wall", "-Wno-unknown-pragmas", "-DFASTBN_SIMULATOR"]
 
 
 def sources(root: Path) -> list[Path]:
@@ -27,9 +24,9 @@ def sources(root: Path) -> list[Path]:
         cudasim / "backend.cpp",
         cudasim / "kernels.cpp",
         *sorted((cudasim / "cudasim").glob("*.cpp")),
-        csrc / "ops.cpp",
-        csrc / "checks.cpp",
-        *(csrc / "cuda" / f"{name}.cpp" for name in PLANNER),
+        csrc / "ops" / "ops.cpp",
+        csrc / "ops" / "checks.cpp",
+        *sorted((csrc / "cuda" / "planner").glob("*.cpp")),
     ]
 
 

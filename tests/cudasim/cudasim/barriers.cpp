@@ -10,7 +10,8 @@
 namespace fastbn::cudasim {
 namespace {
 
-constexpr Access kCountUp = {"count_up", /*stores=*/true, /*sees_stores=*/true, /*is_atomic=*/true};
+constexpr Access kAtomicIncWrap = {"atomic_inc_wrap", /*stores=*/true, /*sees_stores=*/true,
+                                   /*is_atomic=*/true};
 constexpr Access kAddAcqRel = {"add_acq_rel", /*stores=*/true, /*sees_stores=*/true,
                                /*is_atomic=*/true};
 constexpr Access kLoadAcquire = {"load_acquire", /*stores=*/false, /*sees_stores=*/true,
@@ -107,8 +108,8 @@ void* peer_shared(void* own, int rank) {
   return peer.shared + (static_cast<unsigned char*>(own) - block.shared);
 }
 
-unsigned count_up(unsigned* counter, unsigned last) {
-  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kCountUp).atomics;
+unsigned atomic_inc_wrap(unsigned* counter, unsigned last) {
+  ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kAtomicIncWrap).atomics;
   const unsigned before = *counter;
   *counter = before >= last ? 0 : before + 1;
   start_epoch();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The machine for a host compiler: the functions of gpu.cuh, copies.cuh and launch.cuh below
-// csrc/cuda/device, simulated. They do what the CUDA ones do, count it, and throw where the GPU
+// The machine for a host compiler: the functions of intrinsics.cuh, async_copy.cuh and launch.cuh
+// in csrc/cuda/gpu, simulated. They do what the CUDA ones do, count it, and throw where the GPU
 // would do something undefined. Compile with -Wno-unknown-pragmas if with -Wall: `#pragma unroll`
 // is not for this compiler.
 //
@@ -13,7 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../../../csrc/problem.h"
+#include "../../../csrc/core/dtype.h"
 #include "cudasim.h"
 #include "half.h"
 #include "machine.h"
@@ -42,13 +42,13 @@ FASTBN_DEVICE void sync_block(cudasim::Site site = cudasim::Site::here()) {
 
 FASTBN_DEVICE void fence_device() { cudasim::fence_device(); }
 
-FASTBN_DEVICE unsigned count_up(unsigned* counter, unsigned last) {
-  return cudasim::count_up(counter, last);
+FASTBN_DEVICE unsigned atomic_inc_wrap(unsigned* counter, unsigned last) {
+  return cudasim::atomic_inc_wrap(counter, last);
 }
 
 // --- Within a warp -------------------------------------------------------------------------------
 
-constexpr int kWarpThreads = cudasim::kWarpThreads;
+using cuda::kWarpThreads;
 
 FASTBN_DEVICE void sync_warp(cudasim::Site site = cudasim::Site::here()) {
   cudasim::sync_warp(site);
@@ -91,7 +91,7 @@ FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
   return cudasim::add_acq_rel(counter, value);
 }
 
-// Reads a counter that other blocks change by add_acq_rel() or count_up().
+// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap().
 FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
                                     cudasim::Site site = cudasim::Site::here()) {
   return cudasim::load_acquire(address, site);
@@ -99,7 +99,7 @@ FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
 
 // --- Global memory -------------------------------------------------------------------------------
 
-enum class Reuse { kLikely, kNone };
+enum class CacheHint { kKeep, kStream };
 
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Vector {
@@ -109,7 +109,7 @@ struct alignas(sizeof(T) * kWidth) Vector {
 namespace detail {
 
 constexpr cudasim::Access kLoad = {"load", /*stores=*/false, /*sees_stores=*/false};
-constexpr cudasim::Access kLoadWritten = {"load_written", /*stores=*/false, /*sees_stores=*/true};
+constexpr cudasim::Access kLoadCoherent = {"load_coherent", /*stores=*/false, /*sees_stores=*/true};
 constexpr cudasim::Access kStore = {"store", /*stores=*/true, /*sees_stores=*/true};
 
 // The entry of a histogram that counts accesses of a type: the machine has words of these sizes.
@@ -130,17 +130,17 @@ T counted_load(const T* address, const cudasim::Access& access) {
 
 }  // namespace detail
 
-template <Reuse kReuse, typename T>
+template <CacheHint kHint, typename T>
 FASTBN_DEVICE T load(const T* address) {
   return detail::counted_load(address, detail::kLoad);
 }
 
 template <typename T>
-FASTBN_DEVICE T load_written(const T* address) {
-  return detail::counted_load(address, detail::kLoadWritten);
+FASTBN_DEVICE T load_coherent(const T* address) {
+  return detail::counted_load(address, detail::kLoadCoherent);
 }
 
-template <Reuse kReuse, typename T>
+template <CacheHint kHint, typename T>
 FASTBN_DEVICE void store(T* address, const T& value) {
   ++cudasim::memory.touch(address, sizeof(T), sizeof(T), detail::kStore)
         .stores[detail::histogram_entry<T>()];
@@ -210,9 +210,6 @@ FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i].bits = cudasim::float16_from_float(from[i]);
 }
 
-FASTBN_DEVICE float square_root(float value) { return std::sqrt(value); }
-FASTBN_DEVICE double square_root(double value) { return std::sqrt(value); }
-
 // --- Two kernels in a row ------------------------------------------------------------------------
 
 // Kernels run one after another here, but one that overlaps may not touch writable memory before it
@@ -224,8 +221,6 @@ FASTBN_DEVICE void wait_for_previous_kernel() { cudasim::wait_for_previous_kerne
 
 struct StreamState;
 using Stream = StreamState*;
-
-using LaunchShape = cudasim::LaunchShape;
 
 template <typename... Parameters>
 bool is_code_for_hopper(void (*)(Parameters...)) {

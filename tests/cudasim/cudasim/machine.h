@@ -14,12 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "../../../csrc/cuda/geometry.h"
+#include "../../../csrc/cuda/gpu/launch_shape.h"
 #include "cudasim.h"
 #include "fiber.h"
 
 namespace fastbn::cudasim {
 
-constexpr int kWarpThreads = 32;
+using cuda::kWarpThreads;
 
 // The line of kernel code that called.
 struct Site {
@@ -113,14 +115,7 @@ struct Cluster {
   int live_blocks = 0;
 };
 
-struct LaunchShape {
-  int64_t blocks;
-  int threads;
-  int shared_bytes;
-  bool overlaps_previous = false;  // calls wait_for_previous_kernel()
-  int cluster_blocks = 1;
-  bool cooperative = false;  // all blocks live at once
-};
+using gpu::LaunchShape;
 
 // The launch that runs, and its thread that does.
 extern LaunchShape shape;
@@ -158,7 +153,7 @@ void sync_cluster(Site site);
 void* peer_shared(void* own, int rank);
 void allow_next_kernel();
 void wait_for_previous_kernel();
-unsigned count_up(unsigned* counter, unsigned last);
+unsigned atomic_inc_wrap(unsigned* counter, unsigned last);
 unsigned add_acq_rel(unsigned* counter, unsigned value);
 unsigned load_acquire(const unsigned* address, Site site);
 

@@ -14,7 +14,7 @@ FASTBN_KERNEL(kThreads, 1)
 block_sum(const float* x, float* y, const bool first, const bool second) {
   float* shared = static_cast<float*>(gpu::shared_memory());
   const int thread = gpu::thread_index();
-  float value = gpu::load<gpu::Reuse::kNone>(x + gpu::block_index() * kThreads + thread);
+  float value = gpu::load<gpu::CacheHint::kStream>(x + gpu::block_index() * kThreads + thread);
 #pragma unroll
   for (int half = kThreads / 2; half > 0; half /= 2) {
     if (thread >= half && thread < 2 * half) shared[thread - half] = value;
@@ -22,11 +22,11 @@ block_sum(const float* x, float* y, const bool first, const bool second) {
     if (thread < half) value += shared[thread];
     if (second) gpu::sync_block();
   }
-  if (thread == 0) gpu::store<gpu::Reuse::kLikely>(y + gpu::block_index(), value);
+  if (thread == 0) gpu::store<gpu::CacheHint::kKeep>(y + gpu::block_index(), value);
 }
 
 FASTBN_KERNEL(kThreads, 1) warp_sum(const float* x, float* y) {
-  const float value = gpu::load<gpu::Reuse::kNone>(x + gpu::thread_index());
+  const float value = gpu::load<gpu::CacheHint::kStream>(x + gpu::thread_index());
   gpu::Vector<float, 2> sum = {{value, 2 * value}};
   for (int step = gpu::kWarpThreads / 2; step > 0; step /= 2) {
     const auto further = gpu::shuffle_down(sum, step);
@@ -36,7 +36,7 @@ FASTBN_KERNEL(kThreads, 1) warp_sum(const float* x, float* y) {
   const int warp = gpu::thread_index() / gpu::kWarpThreads;
   if (gpu::thread_index() % gpu::kWarpThreads == 0) {
     for (int i = 0; i < 2; ++i) {
-      gpu::store<gpu::Reuse::kLikely>(y + 2 * warp + i, sum.elements[i]);
+      gpu::store<gpu::CacheHint::kKeep>(y + 2 * warp + i, sum.elements[i]);
     }
   }
 }
@@ -47,7 +47,7 @@ FASTBN_KERNEL(kThreads, 1) read_unwritten(float* y) {
   const int thread = gpu::thread_index();
   if (thread < kThreads - 1) shared[thread] = 1;
   gpu::sync_block();
-  gpu::store<gpu::Reuse::kLikely>(y + thread, shared[thread]);
+  gpu::store<gpu::CacheHint::kKeep>(y + thread, shared[thread]);
 }
 
 FASTBN_KERNEL(kThreads, 1) write_shared_past_end(const int at) {
@@ -86,24 +86,25 @@ last_block_sums(float* partials, unsigned* counter, float* y, const Fence fence)
   const int blocks = gpu::grid_blocks();
   const int thread = gpu::thread_index();
   if (thread == 1) {
-    gpu::store<gpu::Reuse::kLikely>(partials + gpu::block_index(),
-                                    static_cast<float>(gpu::block_index()));
+    gpu::store<gpu::CacheHint::kKeep>(partials + gpu::block_index(),
+                                      static_cast<float>(gpu::block_index()));
   }
   if (fence == Fence::kEach) gpu::fence_device();
   if (fence == Fence::kOneBeforeBarrier && thread == 0) gpu::fence_device();
   gpu::sync_block();
   if (fence == Fence::kOneAfterBarrier && thread == 0) gpu::fence_device();
   if (thread == 0) {
-    shared[0] = static_cast<float>(gpu::count_up(counter, static_cast<unsigned>(blocks - 1)));
+    shared[0] =
+        static_cast<float>(gpu::atomic_inc_wrap(counter, static_cast<unsigned>(blocks - 1)));
   }
   gpu::sync_block();
   if (shared[0] != static_cast<float>(blocks - 1)) return;
   gpu::fence_device();
   if (thread != 0) return;
   float total = 0;
-  for (int block = 0; block < blocks; ++block) total += gpu::load_written(partials + block);
-  gpu::store<gpu::Reuse::kLikely>(y, total);
-  gpu::store<gpu::Reuse::kLikely>(y + 1, static_cast<float>(gpu::block_index()));
+  for (int block = 0; block < blocks; ++block) total += gpu::load_coherent(partials + block);
+  gpu::store<gpu::CacheHint::kKeep>(y, total);
+  gpu::store<gpu::CacheHint::kKeep>(y + 1, static_cast<float>(gpu::block_index()));
 }
 
 void test_barriers() {
@@ -201,7 +202,7 @@ void test_blocks() {
   check("each thread may fence for itself", fault_of([&] { return run(Fence::kEach); }).empty());
   for (const Fence fence : {Fence::kNone, Fence::kOneBeforeBarrier}) {
     check_text("a missing fence is reported", fault_of([&] { return run(fence); }),
-               {"load_written() of 4 bytes at offset ", "'partials'", "no fence_device()"});
+               {"load_coherent() of 4 bytes at offset ", "'partials'", "no fence_device()"});
   }
 }
 

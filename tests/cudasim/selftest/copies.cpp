@@ -40,7 +40,7 @@ sum_tiles_by_threads(const float* x, float* y, const bool waits, const bool prot
     if (protects) gpu::sync_block();
     fetch(tile + kStages);
   }
-  gpu::store<gpu::Reuse::kNone>(reinterpret_cast<Float4*>(y) + thread, total);
+  gpu::store<gpu::CacheHint::kStream>(reinterpret_cast<Float4*>(y) + thread, total);
 }
 
 enum class Fault {
@@ -87,7 +87,7 @@ FASTBN_KERNEL(kThreads, 1) sum_tiles_in_bulk(const float* x, float* y, const Fau
     gpu::sync_block();
     fetch(tile + kStages);
   }
-  gpu::store<gpu::Reuse::kNone>(reinterpret_cast<Float4*>(y) + thread, total);
+  gpu::store<gpu::CacheHint::kStream>(reinterpret_cast<Float4*>(y) + thread, total);
 }
 
 // Writes to where a copy is going to land, or leaves without waiting for it, or arrives twice.

@@ -14,14 +14,14 @@ cluster_sum(const float* x, float* y, const bool first, const bool last) {
   float* shared = static_cast<float*>(gpu::shared_memory());
   const int thread = gpu::thread_index();
   const int i = gpu::block_index() * kThreads + thread;
-  shared[thread] = gpu::load<gpu::Reuse::kNone>(x + i);
+  shared[thread] = gpu::load<gpu::CacheHint::kStream>(x + i);
   if (first) gpu::sync_cluster();
   float total = 0;
   for (int rank = 0; rank < cudasim::shape.cluster_blocks; ++rank) {
     total += *gpu::peer_shared(shared + thread, rank);
   }
   if (last) gpu::sync_cluster();
-  gpu::store<gpu::Reuse::kNone>(y + i, total);
+  gpu::store<gpu::CacheHint::kStream>(y + i, total);
 }
 
 // Writes to the next block of the cluster, which may not have started.
@@ -32,7 +32,7 @@ FASTBN_KERNEL(kThreads, 1) write_to_next(float* y, const bool starts) {
   if (gpu::thread_index() == 0) *gpu::peer_shared(shared, next) = 1;
   gpu::sync_cluster();
   if (gpu::thread_index() == 0) {
-    gpu::store<gpu::Reuse::kLikely>(y + gpu::block_index(), *shared);
+    gpu::store<gpu::CacheHint::kKeep>(y + gpu::block_index(), *shared);
   }
 }
 
@@ -46,7 +46,7 @@ FASTBN_KERNEL(kThreads, 1)
 grid_sum(float* partials, unsigned* counter, float* y, const unsigned arrivals) {
   const int block = gpu::block_index();
   if (gpu::thread_index() == 0) {
-    gpu::store<gpu::Reuse::kLikely>(partials + block, static_cast<float>(block));
+    gpu::store<gpu::CacheHint::kKeep>(partials + block, static_cast<float>(block));
     gpu::add_acq_rel(counter, 1);
     while (gpu::load_acquire(counter) < arrivals) {
     }
@@ -54,8 +54,8 @@ grid_sum(float* partials, unsigned* counter, float* y, const unsigned arrivals) 
   gpu::sync_block();
   if (gpu::thread_index() != 1) return;
   float total = 0;
-  for (int i = 0; i < gpu::grid_blocks(); ++i) total += gpu::load_written(partials + i);
-  gpu::store<gpu::Reuse::kLikely>(y + block, total);
+  for (int i = 0; i < gpu::grid_blocks(); ++i) total += gpu::load_coherent(partials + i);
+  gpu::store<gpu::CacheHint::kKeep>(y + block, total);
 }
 
 namespace {

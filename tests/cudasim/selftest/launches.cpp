@@ -15,8 +15,8 @@ template <typename T>
 FASTBN_KERNEL(64, 1)
 write_order(unsigned* counter, T* order) {
   for (int round = 0; round < 2; ++round) {
-    const unsigned place = gpu::count_up(counter, ~0u);
-    gpu::store<gpu::Reuse::kLikely>(
+    const unsigned place = gpu::atomic_inc_wrap(counter, ~0u);
+    gpu::store<gpu::CacheHint::kKeep>(
         order + place, gpu::block_index() * gpu::block_threads() + gpu::thread_index());
     gpu::sync_block();
   }

@@ -17,27 +17,27 @@ constexpr int kBlocks = 4;
 
 FASTBN_KERNEL(kThreads, 1) shifted_copy(FASTBN_PARAMETER Pointers p, const int shift) {
   const int i = gpu::block_index() * kThreads + gpu::thread_index();
-  gpu::store<gpu::Reuse::kNone>(p.y + i, gpu::load<gpu::Reuse::kNone>(p.x + i + shift));
+  gpu::store<gpu::CacheHint::kStream>(p.y + i, gpu::load<gpu::CacheHint::kStream>(p.x + i + shift));
 }
 
 FASTBN_KERNEL(kThreads, 1) wide_load(FASTBN_PARAMETER Pointers p) {
   const auto value =
-      gpu::load<gpu::Reuse::kLikely>(reinterpret_cast<const Float4*>(p.x + gpu::thread_index()));
-  gpu::store<gpu::Reuse::kLikely>(p.y, value.elements[0]);
+      gpu::load<gpu::CacheHint::kKeep>(reinterpret_cast<const Float4*>(p.x + gpu::thread_index()));
+  gpu::store<gpu::CacheHint::kKeep>(p.y, value.elements[0]);
 }
 
 FASTBN_KERNEL(kThreads, 1) load_after_store(FASTBN_PARAMETER Pointers p, const bool coherent) {
-  gpu::store<gpu::Reuse::kLikely>(p.y, 1.0f);
-  const float back = coherent ? gpu::load_written(p.y) : gpu::load<gpu::Reuse::kLikely>(p.y);
-  gpu::store<gpu::Reuse::kLikely>(p.y + 1, back);
+  gpu::store<gpu::CacheHint::kKeep>(p.y, 1.0f);
+  const float back = coherent ? gpu::load_coherent(p.y) : gpu::load<gpu::CacheHint::kKeep>(p.y);
+  gpu::store<gpu::CacheHint::kKeep>(p.y + 1, back);
 }
 
 // Waits for the previous kernel before or after it reads what that one wrote, or never.
 enum class Wait { kBefore, kAfter, kNever };
 FASTBN_KERNEL(kThreads, 1) overlapping(FASTBN_PARAMETER Pointers p, const Wait wait) {
-  const float x = gpu::load<gpu::Reuse::kLikely>(p.x);
+  const float x = gpu::load<gpu::CacheHint::kKeep>(p.x);
   if (wait == Wait::kBefore) gpu::wait_for_previous_kernel();
-  if (wait != Wait::kNever) gpu::store<gpu::Reuse::kLikely>(p.y, x + gpu::load_written(p.y + 1));
+  if (wait != Wait::kNever) gpu::store<gpu::CacheHint::kKeep>(p.y, x + gpu::load_coherent(p.y + 1));
   if (wait == Wait::kAfter) gpu::wait_for_previous_kernel();
 }
 
@@ -49,14 +49,14 @@ mixed_sizes(FASTBN_PARAMETER Pointers p, const BFloat16* weight, BFloat16* mean,
   const auto* x4 = reinterpret_cast<const Float4*>(p.x);
   float total = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {
-    total += gpu::load<gpu::Reuse::kNone>(x4 + i % kThreads).elements[repeat];
+    total += gpu::load<gpu::CacheHint::kStream>(x4 + i % kThreads).elements[repeat];
   }
-  for (int repeat = 0; repeat < 2; ++repeat) total += gpu::load<gpu::Reuse::kLikely>(p.x + i);
-  total += gpu::widen(gpu::load<gpu::Reuse::kLikely>(weight));
+  for (int repeat = 0; repeat < 2; ++repeat) total += gpu::load<gpu::CacheHint::kKeep>(p.x + i);
+  total += gpu::widen(gpu::load<gpu::CacheHint::kKeep>(weight));
   const gpu::Vector<float, 2> pair = {{total, total}};
-  gpu::store<gpu::Reuse::kNone>(reinterpret_cast<gpu::Vector<float, 2>*>(p.y) + i % 64, pair);
-  if (i == 0) gpu::store<gpu::Reuse::kLikely>(mean, BFloat16{0});
-  gpu::count_up(counter, 1000);
+  gpu::store<gpu::CacheHint::kStream>(reinterpret_cast<gpu::Vector<float, 2>*>(p.y) + i % 64, pair);
+  if (i == 0) gpu::store<gpu::CacheHint::kKeep>(mean, BFloat16{0});
+  gpu::atomic_inc_wrap(counter, 1000);
 }
 
 namespace {
@@ -125,10 +125,10 @@ void test_memory() {
                return gpu::launch(nullptr, one_block, load_after_store, pointers, false);
              }),
              {"load() of 4 bytes", "'y'", "which this kernel has written"});
-  check("unless it is load_written()", fault_of([&] {
-                                         return gpu::launch(nullptr, one_block, load_after_store,
-                                                            pointers, true);
-                                       }).empty());
+  check("unless it is load_coherent()", fault_of([&] {
+                                          return gpu::launch(nullptr, one_block, load_after_store,
+                                                             pointers, true);
+                                        }).empty());
 
   const gpu::LaunchShape overlaps = {1, kThreads, 0, true};
   check("an overlapping kernel may wait and write",

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Marks the functions of core/, which compile for the host and for a GPU. Always inlined: CPU loops
+// are compiled once per instruction set, and the copy of a function that the linker keeps for all
+// of them must not be one that only some processors can run.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FASTBN_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define FASTBN_HOST_DEVICE inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What every backend is asked to compute, in plain structs: no torch, no CUDA.
+//
+// N is the batch, C the channels and S the spatial positions of one sample (L, H*W or D*H*W; 1 for
+// a matrix). Statistics are taken over the elements of a channel.
+//
+// Batch norm in training has five steps: reduce the statistics, combine and finalize them, apply
+// them; and for the gradients reduce, then apply. An operation takes all of its steps or, where
+// statistics are combined with those of other processes, only those before or after that.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace fastbn {
+
+// How the elements of all activations of a problem lie in memory.
+enum class Layout : int8_t {
+  kContiguous,    // NCS: the positions of one channel of one sample are adjacent
+  kChannelsLast,  // NSC, and any (N, C) matrix: the channels of one position are adjacent
+  kGeneric,       // any strides
+};
+
+// Spatial dimensions of an activation after adjacent ones have been merged.
+constexpr int kMaxSpatialDims = 8;
+
+// An activation tensor. Strides count elements.
+template <typename Data>
+struct Activation {
+  Data* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t channel_stride = 0;
+  int spatial_dims = 0;
+  int64_t sizes[kMaxSpatialDims] = {};
+  int64_t strides[kMaxSpatialDims] = {};
+};
+
+// What an operation reads and what it writes. They are disjoint() below: backends read inputs
+// through caches that do not see writes, and write the elements where two vectors overlap twice,
+// each time from the input.
+using InputActivation = Activation<const void>;
+using OutputActivation = Activation<void>;
+
+// One value per channel; `data` is null where the caller gave none.
+template <typename Data>
+struct ChannelVector {
+  Data* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t stride = 1;
+
+  operator ChannelVector<const void>() const { return {data, dtype, stride}; }
+};
+
+using InputVector = ChannelVector<const void>;
+using OutputVector = ChannelVector<void>;
+
+struct Problem {
+  DType dtype = DType::kFloat32;  // of the activations
+  Layout layout = Layout::kContiguous;
+  int64_t batch = 0;
+  int64_t channels = 0;
+  int64_t spatial = 0;
+
+  int64_t per_channel() const { return batch * spatial; }
+};
+
+// Bytes from an activation's first element to behind its last.
+template <typename Data>
+int64_t extent_bytes(const Problem& problem, const Activation<Data>& activation) {
+  if (problem.per_channel() * problem.channels == 0) return 0;
+  int64_t last = (problem.batch - 1) * activation.batch_stride +
+                 (problem.channels - 1) * activation.channel_stride;
+  for (int d = 0; d < activation.spatial_dims; ++d) {
+    last += (activation.sizes[d] - 1) * activation.strides[d];
+  }
+  return (last + 1) * element_size(problem.dtype);
+}
+
+// Whether an output and an input of a problem share no memory, as every backend demands.
+inline bool disjoint(const Problem& problem, const OutputActivation& output,
+                     const InputActivation& input) {
+  if (output.data == nullptr) return true;
+  const auto* first = static_cast<const char*>(output.data);
+  const auto* second = static_cast<const char*>(input.data);
+  return first + extent_bytes(problem, output) <= second ||
+         second + extent_bytes(problem, input) <= first;
+}
+
+// Which steps an operation takes.
+enum class Steps : int8_t {
+  kAll,
+  kReduce,  // leaves a row of partial results
+  kApply,   // combines rows of them and goes on
+};
+
+// Partial results of a reduction as processes exchange them: rows of float64, each a count followed
+// by two numbers for every channel, first those of all channels, then these. Forward: mean and m2
+// (the sum of squared deviations from it) or, if rows are to be added up, count * mean and
+// m2 + count * mean^2. Backward: the sums of dy and of dy * (x - mean); rows have no count.
+struct PartialRows {
+  double* data = nullptr;
+  int64_t rows = 0;
+  bool additive = false;
+};
+
+// Statistics over all batches.
+struct RunningStatistics {
+  OutputVector mean, var;                  // updated; both or neither
+  int64_t* num_batches_tracked = nullptr;  // incremented when given
+  bool counted = false;                    // the batch was counted before
+  bool cumulative = false;                 // momentum = 1 / num_batches_tracked
+  double momentum = 0;
+};
+
+// y = (x - mean) * invstd * weight + bias with the statistics of x, which are also written to
+// `mean` and `invstd` and blended into the running statistics.
+struct TrainingForward {
+  Problem problem;
+  Steps steps = Steps::kAll;
+  double count = 0;  // values of a channel; kApply: unknown before rows are combined
+  InputActivation x;
+  OutputActivation y;  // not written by kReduce
+  InputVector weight, bias;
+  RunningStatistics running;
+  double eps = 0;
+  OutputVector mean, invstd;      // written; accumulate_dtype
+  PartialRows partials;           // kReduce: one row, written; kApply: read
+  double* total_count = nullptr;  // kApply: written, what the counts of all rows add up to
+};
+
+// The same with given statistics; `mean` and `invstd` are written when they are not null.
+struct EvalForward {
+  Problem problem;
+  InputActivation x;
+  OutputActivation y;
+  InputVector weight, bias;
+  InputVector running_mean, running_var;
+  double eps = 0;
+  OutputVector mean, invstd;
+};
+
+// Gradients of either forward; those whose pointer is null are not wanted.
+struct Backward {
+  Problem problem;
+  bool training = true;  // the statistics are functions of x
+  Steps steps = Steps::kAll;
+  double count = 0;                     // values of a channel; kApply: see total_count
+  const double* total_count = nullptr;  // kApply: as forward has written it
+  InputActivation dy, x;
+  OutputActivation dx;
+  InputVector weight;
+  InputVector mean, invstd;
+  OutputVector dweight, dbias;  // written; of any dtype
+  PartialRows partials;         // kReduce: one row, written; kApply: read
+};
+
+}  // namespace fastbn

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Channels-last (NSC) activations and (N, C) matrices, a tile of rows and columns at a time.
+//
+// The activation is a matrix of N*S rows and C columns. Where C is small, several rows count as one
+// wider row, so that a vector is always full; every column still belongs to one channel. Statistics
+// of all tiles come first, in tasks whose number depends on the shape alone and whose results are
+// merged in their order; the second pass takes the tasks from the end, to meet what the first left
+// in cache. (Doing some columns after others, so that they stay in cache between the passes, is
+// slower: rows of a power of two collide in it.)
+#include <algorithm>
+#include <vector>
+
+#include "batch_norm.h"
+#include "channel.h"
+#include "coefficients.h"
+#include "nontemporal.h"
+#include "parallel.h"
+
+namespace fastbn::cpu::channels_last {
+
+namespace {
+
+constexpr int64_t kWideRow = 64;                 // columns to reach by joining rows
+constexpr int64_t kTileRows = 64;                // of a tile: what is summed in acc_t
+constexpr int64_t kMinPieceElements = 64 << 10;  // of a task, so that merging costs little
+constexpr int64_t kMaxPieces = 32;               // of a strip, or more to reach kMaxTasks
+constexpr int64_t kMaxTasks = 128;
+
+// The matrix, cut into tasks: a piece (some rows) by a strip (some columns).
+class TileGrid {
+ public:
+  explicit TileGrid(const Problem& problem)
+      : joined_(std::max<int64_t>(1, kWideRow / problem.channels)),
+        columns_(joined_ * problem.channels),
+        rows_(problem.per_channel() / joined_),
+        rest_(problem.per_channel() % joined_ * problem.channels),
+        strips_((columns_ + kMaxBlockColumns - 1) / kMaxBlockColumns) {
+    const int64_t row_blocks = (rows_ + kTileRows - 1) / kTileRows;
+    const int64_t most = std::max(kMaxPieces, kMaxTasks / strips_);
+    const int64_t wanted = std::clamp<int64_t>(rows_ * columns_ / kMinPieceElements, 1, most);
+    rows_per_piece_ = (row_blocks + wanted - 1) / wanted * kTileRows;
+    pieces_ = (rows_ + rows_per_piece_ - 1) / rows_per_piece_;
+  }
+
+  int64_t joined() const { return joined_; }    // rows that count as one
+  int64_t columns() const { return columns_; }  // of a joined row
+  int64_t pieces() const { return pieces_; }
+  int64_t tasks() const { return pieces_ * strips_; }
+  int64_t task_elements() const { return rows_ * columns_ / tasks(); }
+  int64_t rest() const { return rest_; }  // elements behind the last joined row
+  int64_t rest_begin() const { return rows_ * columns_; }
+  int64_t rows_of(int64_t piece) const { return piece_end(piece) - piece * rows_per_piece_; }
+
+  // Calls body(piece, first column, first element, tile) for the tiles of a task.
+  template <typename Body>
+  void for_each_tile(int64_t task, Body body) const {
+    const int64_t piece = task / strips_;
+    const int64_t strip = task % strips_;
+    const int64_t column = columns_ * strip / strips_;
+    const int64_t width = columns_ * (strip + 1) / strips_ - column;
+    const int64_t begin = piece * rows_per_piece_;
+    for (int64_t row = begin; row < piece_end(piece); row += kTileRows) {
+      const int64_t height = std::min(kTileRows, piece_end(piece) - row);
+      body(piece, column, row * columns_ + column, Block2d{height, columns_, width});
+    }
+  }
+
+ private:
+  int64_t piece_end(int64_t piece) const { return std::min(rows_, (piece + 1) * rows_per_piece_); }
+
+  int64_t joined_, columns_, rows_, rest_, strips_;
+  int64_t rows_per_piece_, pieces_;
+};
+
+const char* element(const Problem& problem, const InputActivation& activation, int64_t index) {
+  return static_cast<const char*>(activation.data) + index * element_size(problem.dtype);
+}
+char* element(const Problem& problem, const OutputActivation& activation, int64_t index) {
+  return static_cast<char*>(activation.data) + index * element_size(problem.dtype);
+}
+
+// The coefficients of a channel, in all of its columns.
+template <typename Finalize>
+Coefficients coefficients_of(const Problem& problem, const TileGrid& grid, Finalize finalize) {
+  Coefficients coefficients(problem, grid.columns());
+  for (int64_t channel = 0; channel < problem.channels; ++channel) {
+    const auto values = finalize(channel);
+    for (int64_t row = 0; row < grid.joined(); ++row) {
+      coefficients.set(row * problem.channels + channel, values);
+    }
+  }
+  return coefficients;
+}
+
+// Two sums per column and piece, pieces outermost.
+struct PieceSums {
+  explicit PieceSums(const TileGrid& grid)
+      : first(grid.pieces() * grid.columns()), second(grid.pieces() * grid.columns()) {}
+
+  std::vector<double> first, second;
+};
+
+// Reads an element behind the last joined row.
+double rest_value(const Problem& problem, const TileGrid& grid, const InputActivation& activation,
+                  int64_t index) {
+  return read({activation.data, problem.dtype, 1}, grid.rest_begin() + index);
+}
+
+std::vector<Moments<double>> reduce_statistics(const Problem& problem, const TileGrid& grid,
+                                               const InputActivation& x) {
+  const Loops& inner = loops(problem.dtype);
+  PieceSums partial(grid);
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      int64_t seen = 0;
+      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Block2d tile) {
+        const int64_t at = piece * grid.columns() + column;
+        inner.column_moments(element(problem, x, first), tile, seen, &partial.first[at],
+                             &partial.second[at]);
+        seen += tile.rows;
+      });
+    }
+  });
+
+  // Merged into those of piece 0.
+  double* mean = partial.first.data();
+  double* m2 = partial.second.data();
+  int64_t seen = grid.rows_of(0);
+  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
+    const auto weights = merge_weights<double>(seen, grid.rows_of(piece));
+    const int64_t at = piece * grid.columns();
+    for (int64_t column = 0; column < grid.columns(); ++column) {
+      merge_moments(weights, mean[at + column], m2[at + column], mean[column], m2[column]);
+    }
+    seen += grid.rows_of(piece);
+  }
+  std::vector<Moments<double>> channels(problem.channels);
+  for (int64_t column = 0; column < grid.columns(); ++column) {
+    channels[column % problem.channels].merge(
+        {static_cast<double>(seen), {mean[column]}, {m2[column]}});
+  }
+  for (int64_t i = 0; i < grid.rest(); ++i) {
+    channels[i % problem.channels].merge({1, {rest_value(problem, grid, x, i)}, {0}});
+  }
+  return channels;
+}
+
+// Calls also(column, first element, tile) for each tile while it is in cache; `means` holds the
+// mean of each column.
+template <typename Also>
+std::vector<GradSums<double>> reduce_gradients(const Backward& op, const TileGrid& grid,
+                                               const Coefficients& means, Also also) {
+  const Problem& problem = op.problem;
+  const Loops& inner = loops(problem.dtype);
+  PieceSums partial(grid);
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Block2d tile) {
+        const int64_t at = piece * grid.columns() + column;
+        inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), tile,
+                               means.mean(column), &partial.first[at], &partial.second[at]);
+        also(column, first, tile);
+      });
+    }
+  });
+
+  // Added to those of piece 0.
+  double* dy = partial.first.data();
+  double* dy_xmu = partial.second.data();
+  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
+    const int64_t at = piece * grid.columns();
+    for (int64_t column = 0; column < grid.columns(); ++column) {
+      dy[column] += dy[at + column];
+      dy_xmu[column] += dy_xmu[at + column];
+    }
+  }
+  std::vector<GradSums<double>> channels(problem.channels);
+  for (int64_t column = 0; column < grid.columns(); ++column) {
+    channels[column % problem.channels].merge({{dy[column]}, {dy_xmu[column]}});
+  }
+  for (int64_t i = 0; i < grid.rest(); ++i) {
+    const int64_t channel = i % problem.channels;
+    const double gradient = rest_value(problem, grid, op.dy, i);
+    const double deviation = rest_value(problem, grid, op.x, i) - read(op.mean, channel);
+    channels[channel].merge({{gradient}, {gradient * deviation}});
+  }
+  return channels;
+}
+
+// The second pass: apply(column, first element, tile) for all of the matrix, last elements first.
+template <typename Apply>
+void apply_in_reverse(const TileGrid& grid, const Apply& apply) {
+  if (grid.rest() > 0) apply(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
+  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = end; task-- > begin;) {
+      grid.for_each_tile(task, [&](int64_t, int64_t column, int64_t first, Block2d tile) {
+        apply(column, first, tile);
+      });
+    }
+  });
+}
+
+// Applies y = (x - mean) * scale + shift to the tiles it is called with.
+class ApplyForward {
+ public:
+  ApplyForward(const Problem& problem, const InputActivation& x, const OutputActivation& y,
+               const Coefficients& affine)
+      : problem_(problem), x_(x), y_(y), affine_(affine), stream_(streams(problem)) {}
+
+  void operator()(int64_t column, int64_t first, const Block2d& tile) const {
+    loops(problem_.dtype)
+        .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), tile,
+                           affine_.affine(column), stream_);
+  }
+
+ private:
+  const Problem& problem_;
+  const InputActivation& x_;
+  const OutputActivation& y_;
+  const Coefficients& affine_;
+  bool stream_;
+};
+
+// Applies dx = dy * scale + (x - mean) * slope + offset.
+class ApplyBackward {
+ public:
+  ApplyBackward(const Backward& op, const Coefficients& values)
+      : op_(op), values_(values), stream_(streams(op.problem)) {}
+
+  void operator()(int64_t column, int64_t first, const Block2d& tile) const {
+    const Problem& problem = op_.problem;
+    loops(problem.dtype)
+        .grad_input_columns(element(problem, op_.dy, first), element(problem, op_.x, first),
+                            element(problem, op_.dx, first), tile, values_.grad_affine(column),
+                            stream_);
+  }
+
+ private:
+  const Backward& op_;
+  const Coefficients& values_;
+  bool stream_;
+};
+
+}  // namespace
+
+void training_forward(const TrainingForward& op) {
+  const Problem& problem = op.problem;
+  const TileGrid grid(problem);
+  const double factor = blend_factor(op.running);
+  if (op.steps == Steps::kApply) {
+    const Coefficients affine = coefficients_of(
+        problem, grid, [&](int64_t channel) { return combine_channel(op, channel, factor); });
+    apply_in_reverse(grid, ApplyForward(problem, op.x, op.y, affine));
+    return;
+  }
+  const std::vector<Moments<double>> moments = reduce_statistics(problem, grid, op.x);
+  if (op.steps == Steps::kReduce) {
+    for (int64_t c = 0; c < problem.channels; ++c) leave_moments(op, c, moments[c]);
+    return;
+  }
+  const Coefficients affine = coefficients_of(problem, grid, [&](int64_t channel) {
+    return finalize_channel(op, channel, moments[channel], op.count, factor);
+  });
+  apply_in_reverse(grid, ApplyForward(problem, op.x, op.y, affine));
+}
+
+void eval_forward(const EvalForward& op) {
+  const TileGrid grid(op.problem);
+  const Coefficients affine =
+      coefficients_of(op.problem, grid, [&](int64_t channel) { return eval_channel(op, channel); });
+  apply_in_reverse(grid, ApplyForward(op.problem, op.x, op.y, affine));
+}
+
+void backward(const Backward& op) {
+  const Problem& problem = op.problem;
+  const TileGrid grid(problem);
+  const bool wants_dx = op.dx.data != nullptr;
+  if (op.steps == Steps::kApply) {
+    const Coefficients values = coefficients_of(
+        problem, grid, [&](int64_t channel) { return combine_gradient(op, channel); });
+    apply_in_reverse(grid, ApplyBackward(op, values));
+    return;
+  }
+
+  const Coefficients means = coefficients_of(
+      problem, grid, [&](int64_t channel) { return Affine<double>{read(op.mean, channel), 0, 0}; });
+  if (op.training) {
+    const auto sums = reduce_gradients(op, grid, means, [](int64_t, int64_t, Block2d) {});
+    for (int64_t c = 0; c < problem.channels; ++c) {
+      save_parameter_gradients(op, c, sums[c]);
+      if (op.steps == Steps::kReduce) leave_grad_sums(op, c, sums[c]);
+    }
+    if (!wants_dx) return;
+    const Coefficients values = coefficients_of(problem, grid, [&](int64_t channel) {
+      return finalize_gradient(op, channel, sums[channel], op.count);
+    });
+    apply_in_reverse(grid, ApplyBackward(op, values));
+    return;
+  }
+
+  const Coefficients affine =
+      coefficients_of(problem, grid, [&](int64_t channel) { return eval_gradient(op, channel); });
+  const ApplyForward scale_dy(problem, op.dy, op.dx, affine);
+  if (op.dweight.data == nullptr && op.dbias.data == nullptr) {
+    if (wants_dx) apply_in_reverse(grid, scale_dy);
+    return;
+  }
+  // Nothing in dx waits for the sums: both in one pass.
+  if (wants_dx && grid.rest() > 0) scale_dy(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
+  const auto sums =
+      reduce_gradients(op, grid, means, [&](int64_t column, int64_t first, const Block2d& tile) {
+        if (wants_dx) scale_dy(column, first, tile);
+      });
+  for (int64_t c = 0; c < problem.channels; ++c) save_parameter_gradients(op, c, sums[c]);
+}
+
+}  // namespace fastbn::cpu::channels_last

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Algorithm::kPersistentBlock, kPersistentCluster and kPersistentGrid: tensors stay in shared
+// memory between reducing and applying.
+//
+//   mapping    block = cta_group * splits + split. The blocks of a CTA group have one split each of
+//              a channel tile; channel tiles go round the groups. See layouts/ for how the threads
+//              of a block map to (N, C, S). A CTA group is one block, a thread-block cluster, or
+//              blocks of a cooperative grid.
+//   traffic    forward reads x and writes y; backward reads dy and x and writes dx. Rows of a split
+//              that find no room in shared memory are read twice, from the end: the cache still
+//              holds what was read last. In backward both tensors of a row find room or none: for
+//              the traffic that is what room for one of them, of twice as many rows, would be. One
+//              launch.
+//   overlap    a tile that was applied makes way at once for one that comes next: the memory is
+//   busy
+//              while blocks wait for each other, as far as there are stages for more than a split.
+//   numerics   pivoted sums per thread, taken while the rest is still arriving; merged by Chan.
+//              PivotedSums tells what they lose, which is why there is no second sweep once the
+//              mean is known.
+//   order      threads take fixed elements; threads, columns and splits merge in a fixed order, by
+//              whomever. Nothing depends on the schedule.
+#pragma once
+
+#include "../primitives/group_reduce.cuh"
+#include "../primitives/pipeline.cuh"
+#include "../steps/block.cuh"
+
+namespace fastbn::cuda {
+
+template <typename Mapping, typename Step>
+FASTBN_DEVICE void step_in_smem(const Mapping& mapping, const Range& range, unsigned char* smem,
+                                Step& step) {
+  mapping.template for_each_in_smem<kSmemVectors / Step::kTensors>(range, smem, step);
+}
+
+// Reduces a split: its tiles as they arrive, then the rest.
+template <typename Mapping, typename Pipeline, typename Step>
+FASTBN_DEVICE void reduce_split(const Mapping& mapping, const Geometry& geometry,
+                                const Pipeline& pipeline, Step& step) {
+#pragma unroll 1
+  for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
+    pipeline.consumer_wait(tile);
+    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);
+  }
+  reduce(mapping, pipeline.rest(), step);
+}
+
+// Applies to a split: the rest first, then its tiles, whose stages are released.
+template <typename Mapping, typename Pipeline, typename Step>
+FASTBN_DEVICE void apply_split(const Mapping& mapping, const Geometry& geometry, Pipeline& pipeline,
+                               const Step& step) {
+  apply(mapping, pipeline.rest(), step);
+#pragma unroll 1
+  for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
+    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);
+    pipeline.consumer_release();
+  }
+  pipeline.advance();
+  gpu::sync_block();  // before anything that this channel tile used is written again
+}
+
+template <typename Mapping>
+FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
+persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
+                   FASTBN_PARAMETER Workspace workspace) {
+  using acc_t = typename Mapping::acc_t;
+  if (gpu::block_index() == 0) count_batch(op.running);
+  const int cta_group = gpu::block_index() / geometry.splits;
+  const int split = gpu::block_index() % geometry.splits;
+  const int thread = gpu::thread_index();
+  const Shared<acc_t> shared(geometry);
+  Pipeline<Mapping, 1> pipeline(op.problem, geometry, cta_group, split, op.x);
+  int phase = 0;
+#pragma unroll 1
+  for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
+       channel_tile += geometry.persistence.cta_groups) {
+    const Mapping mapping(op.problem, geometry, channel_tile, split);
+    pipeline.consumer_wait(0);
+    PivotedMoments<acc_t> of_split;
+    if (thread < mapping.channels()) {
+      const auto* row = reinterpret_cast<const typename Mapping::scalar_t*>(pipeline.smem(0));
+      of_split.pivot = gpu::widen(row[mapping.first_in_row(thread)]);
+      shared.records.put(thread,
+                         forward_inputs(op, mapping.first_channel() + thread, of_split.pivot));
+    }
+    ReduceStats<Mapping> stats(op.x);
+    reduce_split(mapping, geometry, pipeline, stats);
+    gpu::sync_block();
+    const acc_t* pivots = shared.records.array(&ForwardInputs<acc_t>::pivot);
+    of_split.moments =
+        reduce_block(mapping, geometry, stats.result(mapping, pivots), shared.scratch);
+    const PivotedMoments<acc_t> all = group_reduce<acc_t>(mapping, geometry, workspace, cta_group,
+                                                          phase, of_split, shared.scratch);
+    const FinalStatistics<acc_t> statistics(op, all);
+    if (thread < mapping.channels()) {
+      const auto inputs = shared.records.template get<ForwardInputs<acc_t>>(thread);
+      shared.records.put(thread, statistics.affine(inputs));
+    }
+    gpu::sync_block();
+    // One block saves while the others go on.
+    if (thread < mapping.channels() && split == 0) {
+      statistics.save(mapping.first_channel() + thread);
+    }
+    apply_split(mapping, geometry, pipeline,
+                ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+    phase ^= 1;
+  }
+  sync_before_exit(geometry);
+}
+
+template <typename Mapping>
+FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
+persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
+                    FASTBN_PARAMETER Workspace workspace) {
+  using acc_t = typename Mapping::acc_t;
+  const int cta_group = gpu::block_index() / geometry.splits;
+  const int split = gpu::block_index() % geometry.splits;
+  const int thread = gpu::thread_index();
+  const Shared<acc_t> shared(geometry);
+  Pipeline<Mapping, 2> pipeline(op.problem, geometry, cta_group, split, op.dy, op.x);
+  int phase = 0;
+#pragma unroll 1
+  for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
+       channel_tile += geometry.persistence.cta_groups) {
+    const Mapping mapping(op.problem, geometry, channel_tile, split);
+    if (thread < mapping.channels()) {
+      shared.records.put(thread, grad_inputs<acc_t>(op, mapping.first_channel() + thread));
+    }
+    gpu::sync_block();
+    ReduceGrad<Mapping> grad(mapping, op, shared.records);
+    reduce_split(mapping, geometry, pipeline, grad);
+    const auto of_split = reduce_block(mapping, geometry, grad.result(), shared.scratch);
+    const auto sums = group_reduce<acc_t>(mapping, geometry, workspace, cta_group, phase, of_split,
+                                          shared.scratch);
+    acc_t invstd = 0;
+    if (thread < mapping.channels()) {
+      const auto inputs = shared.records.template get<GradInputs<acc_t>>(thread);
+      invstd = inputs.invstd;
+      shared.records.put(thread, finalize_gradient(inputs, sums, op.count));
+    }
+    gpu::sync_block();
+    // One block saves while the others go on.
+    if (thread < mapping.channels() && split == 0) {
+      save_parameter_gradients(op, mapping.first_channel() + thread, invstd, sums);
+    }
+    apply_split(mapping, geometry, pipeline, ApplyBackward<Mapping>(mapping, op, shared.records));
+    phase ^= 1;
+  }
+  sync_before_exit(geometry);
+}
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The machine: everything about a GPU that kernels use and C++ has no word for, here and in
+// async_copy.cuh. Kernels are written on these alone, so that a simulator which offers the same
+// functions can run them on a CPU, and says so by FASTBN_SIMULATOR.
+#pragma once
+
+#if defined(FASTBN_SIMULATOR)
+
+#include <cudasim/gpu.h>
+
+#elif !defined(__CUDACC__)
+
+#error "kernels are compiled by nvcc, or for the simulator with FASTBN_SIMULATOR defined"
+
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../../core/dtype.h"
+#include "../geometry.h"
+
+#define FASTBN_DEVICE __device__ __forceinline__
+// At most so many threads, in blocks that share an SM's registers.
+#define FASTBN_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define FASTBN_PARAMETER const __grid_constant__
+
+namespace fastbn::gpu {
+
+// --- Where a thread is -------------------------------------------------------------------------
+
+FASTBN_DEVICE int thread_index() { return threadIdx.x; }
+FASTBN_DEVICE int block_threads() { return blockDim.x; }
+FASTBN_DEVICE int block_index() { return blockIdx.x; }
+FASTBN_DEVICE int grid_blocks() { return gridDim.x; }
+
+// --- Shared memory and barriers ------------------------------------------------------------------
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+FASTBN_DEVICE void* shared_memory() {
+  extern __shared__ __align__(16) unsigned char shared[];
+  return shared;
+}
+
+// Waits for all threads of the block; what they wrote before is visible after.
+FASTBN_DEVICE void sync_block() { __syncthreads(); }
+
+// Makes what this thread wrote visible to other blocks before anything it does later.
+FASTBN_DEVICE void fence_device() { __threadfence(); }
+
+// --- Within a warp -------------------------------------------------------------------------------
+
+// kWarpThreads of geometry.h is the machine's, which has no constant for it at compile time.
+using cuda::kWarpThreads;
+
+FASTBN_DEVICE void sync_warp() { __syncwarp(); }
+
+// The value of the thread `delta` lanes further, or the own one where the warp ends before it. All
+// threads of the warp must call.
+template <typename T>
+FASTBN_DEVICE T shuffle_down(const T& value, int delta) {
+  static_assert(sizeof(T) % sizeof(unsigned) == 0);
+  constexpr int kWords = sizeof(T) / sizeof(unsigned);
+  T result;
+  const unsigned* from = reinterpret_cast<const unsigned*>(&value);
+  unsigned* to = reinterpret_cast<unsigned*>(&result);
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) to[i] = __shfl_down_sync(0xffffffff, from[i], delta);
+  return result;
+}
+
+// --- Clusters of blocks --------------------------------------------------------------------------
+
+// Waits for all threads of the cluster; what they wrote before is visible after. Until the first
+// one a block may not have started, and after the last one it may have returned: its shared memory
+// is there for the others only in between.
+FASTBN_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+#endif
+}
+
+// Where a block of the cluster has what the calling block has at `own`, in shared memory.
+template <typename T>
+FASTBN_DEVICE T* peer_shared(T* own, [[maybe_unused]] int rank) {
+#if __CUDA_ARCH__ >= 900
+  T* peer;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(own), "r"(rank));
+  return peer;
+#else
+  return own;
+#endif
+}
+
+// --- Across the grid -----------------------------------------------------------------------------
+
+// Adds one to a counter, which wraps to zero after `last`. Returns the value before. Like CUDA's
+// atomicInc().
+FASTBN_DEVICE unsigned atomic_inc_wrap(unsigned* counter, unsigned last) {
+  return atomicInc(counter, last);
+}
+
+// Adds to a counter after everything this thread wrote, and what it knew to be written, is visible
+// to those who read the sum by load_acquire() or by adding to it; what they had written is visible
+// to this thread after. Returns the value before.
+FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
+  unsigned before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(value)
+               : "memory");
+  return before;
+}
+
+// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap().
+FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(address))
+               : "memory");
+  return value;
+}
+
+// --- Global memory -------------------------------------------------------------------------------
+
+// What becomes of the cache lines of an access: kept for those who come back to them, or the first
+// to make room.
+enum class CacheHint { kKeep, kNone };
+
+// Elements that are loaded and stored at once; 16 bytes of them must lie at a multiple of 16.
+template <typename T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Vector {
+  T elements[kWidth];
+};
+
+namespace detail {
+
+// The unsigned integer, or vector of them, that the machine moves so many bytes by.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<2> {
+  using Type = unsigned short;
+};
+template <>
+struct Word<4> {
+  using Type = unsigned;
+};
+template <>
+struct Word<8> {
+  using Type = unsigned long long;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+template <typename T>
+using WordOf = typename Word<sizeof(T)>::Type;
+
+}  // namespace detail
+
+// Reads what no kernel in flight writes: inputs, which outputs never overlap.
+template <CacheHint kHint, typename T>
+FASTBN_DEVICE T load(const T* address) {
+  using Word = detail::WordOf<T>;
+  const Word* word_address = reinterpret_cast<const Word*>(address);
+  const Word word = kHint == CacheHint::kStream ? __ldcs(word_address) : __ldg(word_address);
+  return reinterpret_cast<const T&>(word);
+}
+
+// Reads what other blocks of this kernel may have written.
+template <typename T>
+FASTBN_DEVICE T load_coherent(const T* address) {
+  asm volatile("" ::: "memory");  // not before what precedes it
+  const auto word = __ldcg(reinterpret_cast<const detail::WordOf<T>*>(address));
+  return reinterpret_cast<const T&>(word);
+}
+
+template <CacheHint kHint, typename T>
+FASTBN_DEVICE void store(T* address, const T& value) {
+  using Word = detail::WordOf<T>;
+  Word* word_address = reinterpret_cast<Word*>(address);
+  const Word& word = reinterpret_cast<const Word&>(value);
+  if (kHint == CacheHint::kStream) {
+    __stcs(word_address, word);
+  } else {
+    *word_address = word;
+  }
+}
+
+// --- 16-bit floating point -----------------------------------------------------------------------
+
+FASTBN_DEVICE double widen(double value) { return value; }
+FASTBN_DEVICE float widen(float value) { return value; }
+FASTBN_DEVICE float widen(BFloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+FASTBN_DEVICE float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+
+// Rounds to nearest even.
+template <int kCount>
+FASTBN_DEVICE void narrow(const double (&from)[kCount], double (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], float (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = from[i];
+}
+// Converts two values at a time, as the machine does.
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], BFloat16 (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; i += 2) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(from[i], from[i + 1]);
+    to[i].bits = __bfloat16_as_ushort(pair.x);
+    to[i + 1].bits = __bfloat16_as_ushort(pair.y);
+  }
+  if (kCount % 2 == 1) {
+    to[kCount - 1].bits = __bfloat16_as_ushort(__float2bfloat16_rn(from[kCount - 1]));
+  }
+}
+template <int kCount>
+FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; i += 2) {
+    const __half2 pair = __floats2half2_rn(from[i], from[i + 1]);
+    to[i].bits = __half_as_ushort(pair.x);
+    to[i + 1].bits = __half_as_ushort(pair.y);
+  }
+  if (kCount % 2 == 1) {
+    to[kCount - 1].bits = __half_as_ushort(__float2half_rn(from[kCount - 1]));
+  }
+}
+
+// --- Two kernels in a row ------------------------------------------------------------------------
+
+// Programmatic dependent launch: the first kernel lets the second one's blocks take places that its
+// own leave, and the second waits for all that the first wrote.
+FASTBN_DEVICE void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+FASTBN_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+}  // namespace fastbn::gpu
+
+#endif

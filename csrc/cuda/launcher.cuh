@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// From the dtype and mapping of a plan to the types that kernels are compiled for, and from a
+// kernel to its launch.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "gpu/launch.cuh"
+#include "layouts/contiguous.cuh"
+#include "layouts/generic.cuh"
+#include "layouts/matrix_columns.cuh"
+#include "planner/plan.h"
+
+namespace fastbn::cuda {
+
+template <typename T>
+struct TypeTag {
+  using Type = T;
+};
+
+template <typename scalar_t, typename Body>
+void with_mapping_of(const Geometry& geometry, const Body& body) {
+  constexpr int kWidth = kVectorBytes / sizeof(scalar_t);
+  switch (geometry.mapping) {
+    case Mapping::kMatrixColumns:
+      if (geometry.width == 1) return body(TypeTag<MatrixColumns<scalar_t, 1>>());
+      return body(TypeTag<MatrixColumns<scalar_t, kWidth>>());
+    case Mapping::kContiguous:
+      return body(TypeTag<Contiguous<scalar_t, kWidth>>());
+    case Mapping::kGeneric:
+      return body(TypeTag<Generic<scalar_t>>());
+  }
+}
+
+// Calls body(TypeTag<Mapping>()) with the class of layouts/ that the geometry is for.
+template <typename Body>
+void with_mapping(DType dtype, const Geometry& geometry, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return with_mapping_of<double>(geometry, body);
+    case DType::kFloat32:
+      return with_mapping_of<float>(geometry, body);
+    case DType::kBFloat16:
+      return with_mapping_of<BFloat16>(geometry, body);
+    case DType::kFloat16:
+      return with_mapping_of<Float16>(geometry, body);
+  }
+}
+
+// Launches the kernels of one plan.
+class Launcher {
+ public:
+  Launcher(const Problem& problem, const Plan& plan, gpu::Stream stream)
+      : problem_(problem), plan_(plan), stream_(stream) {}
+
+  template <typename... Parameters>
+  void operator()(const char* name, void (*kernel)(Parameters...),
+                  const Parameters&... arguments) const {
+    launch(name, /*overlaps_previous=*/false, kernel, arguments...);
+  }
+
+  // The second of two kernels, which calls wait_for_previous_kernel().
+  template <typename... Parameters>
+  void then(const char* name, void (*kernel)(Parameters...), const Parameters&... arguments) const {
+    launch(name, plan_.overlap_launches, kernel, arguments...);
+  }
+
+ private:
+  template <typename... Parameters>
+  void launch(const char* name, bool overlaps_previous, void (*kernel)(Parameters...),
+              const Parameters&... arguments) const {
+    gpu::LaunchShape shape{plan_.grid, plan_.block, plan_.shared_bytes};
+    shape.overlaps_previous = overlaps_previous;
+    shape.cluster_blocks = plan_.cluster;
+    shape.cooperative = plan_.algorithm == Algorithm::kPersistentGrid;
+    const char* error = gpu::launch(stream_, shape, kernel, arguments...);
+    if (error == nullptr) return;
+    throw std::runtime_error("fastbn: launching " + std::string(name) + " for " +
+                             describe(problem_, plan_) + " failed: " + error);
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  gpu::Stream stream_;
+};
+
+// Places the arrays of a plan's workspace.
+inline Workspace place(const Plan& plan, void* memory) {
+  char* base = static_cast<char*>(memory);
+  unsigned* counters = reinterpret_cast<unsigned*>(base);
+  return {counters, counters + kCounters, base + plan.partials_offset,
+          base + plan.coefficients_offset};
+}
+
+}  // namespace fastbn::cuda

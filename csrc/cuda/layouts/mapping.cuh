@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The three concepts that kernels are put together from.
+//
+// A Mapping (a class of layouts/) says which elements a thread has. It is constructed from a
+// problem, a geometry, a channel tile and a split, and has
+//   scalar_t, acc_t               the types of activations and of sums
+//   kLanes                        channels that a thread keeps statistics of
+//   kPersistent                   whether persistent kernels are compiled for it
+//   kOccupancy                    how much of an SM its kernels are compiled for
+//   split(), channel_tile()       what it was constructed with
+//   first_channel(), channels()   the channels of the channel tile
+//   rows(), row()                 rows of threads, and this thread's: rows hold the same columns
+//   vectors(), vector()           threads of a row, and this thread's place in it
+//   active()                      whether this thread has any columns
+//   for_each_lane(take)           take(lane, channel) for its lanes, channels counted in the tile
+//   first_offset(x, channel)      where the first element of a channel lies in an activation
+//   for_each<kVectors, kReverse>(range, step)
+//                                 step(thread_tile) for all its elements in a range, kVectors
+//                                 vectors at a time, in order of memory or from the end
+// and if it is kPersistent
+//   first_in_row(channel)         where the first element of a channel lies in a tile
+//   for_each_in_smem<kVectors>(range, smem, step)
+//                                 the same of a tile in shared memory
+//   bulk_spans(range), bulk_span(range, i), bulk_bytes(range)
+//                                 the adjacent elements that a range consists of
+//
+// A Step (a class of steps/) is called with thread tiles and does its part of batch norm on them:
+// kTensors is the number of activations that it reads.
+//
+// A Value is what a thread has reduced: merge(other) takes another thread's into it, a default one
+// changes nothing, and lane(i) is what it knows of one channel, a Value of type Lane.
+#pragma once
+
+#include "../primitives/thread_tile.cuh"
+
+namespace fastbn::cuda {
+
+// What mappings have in common in which a block has one channel and a thread is a row of its own.
+template <typename scalar_t_>
+class SingleChannel {
+ public:
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int kLanes = 1;
+
+  FASTBN_DEVICE SingleChannel(const Problem& problem, const Geometry& geometry, int channel_tile,
+                              int split)
+      : problem_(problem), geometry_(geometry), channel_(channel_tile), split_(split) {}
+
+  FASTBN_DEVICE int split() const { return split_; }
+  FASTBN_DEVICE int channel_tile() const { return channel_; }
+  FASTBN_DEVICE int64_t first_channel() const { return channel_; }
+  FASTBN_DEVICE int channels() const { return 1; }
+
+  FASTBN_DEVICE int rows() const { return gpu::block_threads(); }
+  FASTBN_DEVICE int row() const { return gpu::thread_index(); }
+  FASTBN_DEVICE int vectors() const { return 1; }
+  FASTBN_DEVICE int vector() const { return 0; }
+
+  FASTBN_DEVICE bool active() const { return true; }
+  template <typename Take>
+  FASTBN_DEVICE void for_each_lane(const Take& take) const {
+    take(0, 0);
+  }
+
+ protected:
+  // References: parameters of the kernel cost no registers.
+  const Problem& problem_;
+  const Geometry& geometry_;
+  const int channel_, split_;
+};
+
+}  // namespace fastbn::cuda

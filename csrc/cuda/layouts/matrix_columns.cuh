@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Mapping::kMatrixColumns. The activation is a matrix of rows one after another in memory, each
+// column of which belongs to one channel. A thread has a vector of adjacent columns and keeps a
+// statistic for each; adjacent threads have adjacent vectors, and so on over the rows of a split.
+//
+//   channels last      a row is a position, a column a channel
+//   folded             a row is several positions, so that it is a whole number of vectors
+//   small segments     a row is a contiguous sample, and each channel has as many columns as
+//                      positions; a channel tile is so many channels that it is a whole number of
+//                      vectors
+#pragma once
+
+#include "mapping.cuh"
+
+namespace fastbn::cuda {
+
+template <typename scalar_t_, int kWidth>
+class MatrixColumns {
+ public:
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int kLanes = kWidth;
+  static constexpr bool kPersistent = kWidth * sizeof(scalar_t) == kVectorBytes;
+  static constexpr Occupancy kOccupancy = kMatrixColumnsOccupancy;
+
+  // Keeps references: parameters of the kernel cost no registers.
+  FASTBN_DEVICE MatrixColumns(const Problem& problem, const Geometry& geometry, int channel_tile,
+                              int split)
+      : problem_(problem),
+        geometry_(geometry),
+        channel_tile_(channel_tile),
+        split_(split),
+        row_(gpu::thread_index() / geometry.vectors),
+        vector_(gpu::thread_index() % geometry.vectors) {}
+
+  FASTBN_DEVICE int split() const { return split_; }
+  FASTBN_DEVICE int channel_tile() const { return channel_tile_; }
+  FASTBN_DEVICE int64_t first_channel() const {
+    return int64_t{channel_tile_} * geometry_.tile_channels;
+  }
+  FASTBN_DEVICE int channels() const {
+    const int64_t left = problem_.channels - first_channel();
+    return left < geometry_.tile_channels ? static_cast<int>(left) : geometry_.tile_channels;
+  }
+
+  FASTBN_DEVICE int rows() const { return gpu::block_threads() / geometry_.vectors; }
+  FASTBN_DEVICE int row() const { return row_; }
+  FASTBN_DEVICE int vectors() const { return geometry_.vectors; }
+  FASTBN_DEVICE int vector() const { return vector_; }
+
+  FASTBN_DEVICE bool active() const { return row_ < rows() && column() < geometry_.matrix_columns; }
+
+  // Divides once: the next lane's column is the next of the same channel, or of the next one.
+  template <typename Take>
+  FASTBN_DEVICE void for_each_lane(const Take& take) const {
+    const bool interleaved = geometry_.channel_step == 1;
+    const int period = interleaved ? geometry_.tile_channels : geometry_.channel_step;
+    int rounds = vector_ * kWidth / period;
+    int place = vector_ * kWidth - rounds * period;
+#pragma unroll
+    for (int lane = 0; lane < kWidth; ++lane) {
+      take(lane, interleaved ? place : rounds);
+      if (++place == period) {
+        place = 0;
+        ++rounds;
+      }
+    }
+  }
+
+  FASTBN_DEVICE int first_in_row(int channel) const { return channel * geometry_.channel_step; }
+  FASTBN_DEVICE int64_t first_offset(const InputActivation&, int channel) const {
+    return (first_channel() + channel) * geometry_.channel_step;
+  }
+
+  template <int kVectors, bool kReverse, typename Step>
+  FASTBN_DEVICE void for_each(const Range& range, Step& step) const {
+    const int64_t first = range.begin + row_;
+    if (!active() || first >= range.end) return;
+    const int own_rows = static_cast<int>((range.end - first + rows() - 1) / rows());
+    const int rounds = own_rows / kVectors;
+    const int64_t row_step = rows() * geometry_.matrix_columns;
+    const int64_t start = first * geometry_.matrix_columns + column();
+    int64_t offset = start;
+    int64_t advance = kVectors * row_step;
+    if (kReverse) {
+      offset += (rounds - 1) * advance;
+      advance = -advance;
+    }
+#pragma unroll 1
+    for (int i = 0; i < rounds; ++i, offset += advance) {
+      step(ThreadTile<scalar_t, kVectors, kWidth, EvenPlaces>{{offset, row_step}});
+    }
+#pragma unroll 1
+    for (int i = rounds * kVectors; i < own_rows; ++i) {
+      step(ThreadTile<scalar_t, 1, kWidth, EvenPlaces>{{start + i * row_step, row_step}});
+    }
+  }
+
+  // The rows of a tile lie one after another at `smem`.
+  template <int kVectors, typename Step>
+  FASTBN_DEVICE void for_each_in_smem(const Range& range, unsigned char* smem, Step& step) const {
+    if (!active()) return;
+    const int tile_bytes = geometry_.persistence.tile_bytes;
+    const int row_bytes = geometry_.vectors * kVectorBytes;
+    const int64_t row_step = rows() * geometry_.matrix_columns;
+    int64_t offset = (range.begin + row_) * geometry_.matrix_columns + column();
+    smem += row_ * row_bytes + vector_ * kVectorBytes;
+    int left = range.count() - row_;
+    if constexpr (kVectors > 1) {
+#pragma unroll 1
+      for (; left > (kVectors - 1) * rows(); left -= kVectors * rows()) {
+        step(SmemThreadTile<scalar_t, kVectors, kWidth, EvenPlaces>(
+            {offset, row_step}, smem, rows() * row_bytes, tile_bytes));
+        offset += kVectors * row_step;
+        smem += kVectors * rows() * row_bytes;
+      }
+    }
+#pragma unroll 1
+    for (; left > 0; left -= rows()) {
+      step(
+          SmemThreadTile<scalar_t, 1, kWidth, EvenPlaces>({offset, row_step}, smem, 0, tile_bytes));
+      offset += row_step;
+      smem += rows() * row_bytes;
+    }
+  }
+
+  // A span is a row, or all rows where the channel tile has all columns.
+  FASTBN_DEVICE int bulk_spans(const Range& range) const {
+    return has_all_columns() && range.count() > 1 ? 1 : range.count();
+  }
+  FASTBN_DEVICE BulkSpan bulk_span(const Range& range, int index) const {
+    const int64_t first = int64_t{channel_tile_} * geometry_.vectors * kWidth;
+    const int64_t left = (geometry_.matrix_columns - first) / kWidth;
+    const int64_t vectors = left < geometry_.vectors ? left : geometry_.vectors;
+    const int rows = has_all_columns() ? range.count() : 1;
+    return {(range.begin + index) * geometry_.matrix_columns + first,
+            index * geometry_.vectors * kVectorBytes,
+            rows * static_cast<int>(vectors) * kVectorBytes};
+  }
+  FASTBN_DEVICE int bulk_bytes(const Range& range) const {
+    const int spans = bulk_spans(range);
+    return spans == 0 ? 0 : spans * bulk_span(range, 0).bytes;
+  }
+
+ private:
+  FASTBN_DEVICE bool has_all_columns() const { return geometry_.channel_tiles == 1; }
+
+  FASTBN_DEVICE int64_t column() const {
+    return (int64_t{channel_tile_} * geometry_.vectors + vector_) * kWidth;
+  }
+
+  const Problem& problem_;
+  const Geometry& geometry_;
+  int channel_tile_, split_;
+  int row_, vector_;
+};
+
+}  // namespace fastbn::cuda

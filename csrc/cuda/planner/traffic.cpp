@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "traffic.h"
+
+namespace fastbn::cuda {
+
+namespace {
+
+Traffic backward_traffic(const Request& request) {
+  const bool want_sums = request.want_dweight || request.want_dbias;
+  if (request.training && request.want_dx) {
+    return {/*dy and x*/ 2, /*dy and x*/ 2, /*dx*/ 1};
+  }
+  // With given statistics dx waits for no sums: it is written in the pass that takes them, or
+  // follows from dy alone.
+  if (want_sums) return {2, 0, request.want_dx};
+  return {0, request.want_dx, request.want_dx};
+}
+
+}  // namespace
+
+Traffic traffic_of(const Request& request) {
+  Traffic traffic;
+  switch (request.operation) {
+    case Operation::kForward:
+      traffic = {/*x*/ 1, /*x*/ 1, /*y*/ 1};
+      break;
+    case Operation::kEval:
+      return {0, 1, 1};
+    case Operation::kBackward:
+      if (request.steps == Steps::kReduce) return {2, 0, 0};
+      traffic = backward_traffic(request);
+      break;
+  }
+  if (request.steps == Steps::kReduce) traffic.apply_reads = traffic.writes = 0;
+  if (request.steps == Steps::kApply) traffic.reduce_reads = 0;
+  return traffic;
+}
+
+int64_t tensor_bytes(const Problem& problem) {
+  return problem.per_channel() * problem.channels * element_size(problem.dtype);
+}
+
+}  // namespace fastbn::cuda

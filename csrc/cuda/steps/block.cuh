@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What a block does with its split of a channel tile, in all algorithms.
+#pragma once
+
+#include "../primitives/block_reduce.cuh"
+#include "apply.cuh"
+#include "finalize.cuh"
+#include "reduce.cuh"
+
+namespace fastbn::cuda {
+
+// The block's shared memory: a record of each channel, then scratch to merge.
+template <typename acc_t>
+struct Shared {
+  ChannelRecords<acc_t> records;
+  void* scratch;
+
+  FASTBN_DEVICE explicit Shared(const Geometry& geometry)
+      : records(gpu::shared_memory(), geometry),
+        scratch(static_cast<acc_t*>(gpu::shared_memory()) +
+                kCoefficients * geometry.tile_channels) {}
+};
+
+// The mapping of a block without persistence.
+template <typename Mapping>
+FASTBN_DEVICE Mapping block_mapping(const Problem& problem, const Geometry& geometry, int block) {
+  return Mapping(problem, geometry, block % geometry.channel_tiles, block / geometry.channel_tiles);
+}
+
+// Reduces a split: thread `channel` gets the moments of its elements of that channel, counted from
+// the channel's first element.
+template <typename Mapping, typename acc_t>
+FASTBN_DEVICE PivotedMoments<acc_t> reduce_stats(const Mapping& mapping, const Geometry& geometry,
+                                                 const InputActivation& x,
+                                                 const Shared<acc_t>& shared) {
+  const int channel = gpu::thread_index();
+  PivotedMoments<acc_t> result;
+  if (channel < mapping.channels()) {
+    const auto* data = static_cast<const typename Mapping::scalar_t*>(x.data);
+    result.pivot =
+        gpu::widen(gpu::load<gpu::CacheHint::kKeep>(data + mapping.first_offset(x, channel)));
+    shared.records.put(channel, ForwardInputs<acc_t>{result.pivot, 1, 0});
+  }
+  ReduceStats<Mapping> step(x);
+  reduce(mapping, split_range(geometry, mapping.split()), step);
+  gpu::sync_block();
+  const acc_t* pivots = shared.records.array(&ForwardInputs<acc_t>::pivot);
+  result.moments = reduce_block(mapping, geometry, step.result(mapping, pivots), shared.scratch);
+  return result;
+}
+
+// Reduces a split: thread `channel` gets the sums of its elements of that channel, and leaves
+// GradInputs of it in shared memory. With given statistics dx is written on the way.
+template <typename Mapping, typename acc_t>
+FASTBN_DEVICE GradSums<acc_t> reduce_grad(const Mapping& mapping, const Geometry& geometry,
+                                          const Backward& op, const Shared<acc_t>& shared) {
+  const int channel = gpu::thread_index();
+  if (channel < mapping.channels()) {
+    shared.records.put(channel, grad_inputs<acc_t>(op, mapping.first_channel() + channel));
+  }
+  gpu::sync_block();
+  ReduceGrad<Mapping> step(mapping, op, shared.records);
+  reduce(mapping, split_range(geometry, mapping.split()), step);
+  return reduce_block(mapping, geometry, step.result(), shared.scratch);
+}
+
+}  // namespace fastbn::cuda

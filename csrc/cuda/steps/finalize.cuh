@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// From what was reduced of a channel to results per channel and to the coefficients that are
+// applied, by the formulas of core/finalize.h; and what passes through rows of partial results
+// instead.
+#pragma once
+
+#include "../../core/partial_rows.h"
+#include "coefficients.cuh"
+
+namespace fastbn::cuda {
+
+// --- Forward -------------------------------------------------------------------------------------
+
+// For one block of a launch. A batch may have been counted before.
+FASTBN_DEVICE void count_batch(const RunningStatistics& running) {
+  if (running.num_batches_tracked == nullptr || running.counted || gpu::thread_index() != 0) return;
+  const int64_t batches = gpu::load_coherent(running.num_batches_tracked);
+  gpu::store<gpu::CacheHint::kKeep>(running.num_batches_tracked, batches + 1);
+}
+
+// Weight of the batch in the running statistics. It is counted after all channels are finalized, or
+// was before.
+FASTBN_DEVICE double blend_factor(const RunningStatistics& running) {
+  if (!running.cumulative) return running.momentum;
+  if (running.num_batches_tracked == nullptr) return 0;
+  const int64_t batches = gpu::load_coherent(running.num_batches_tracked);
+  return 1.0 / static_cast<double>(batches + !running.counted);
+}
+
+template <typename acc_t>
+FASTBN_DEVICE ForwardInputs<acc_t> forward_inputs(const TrainingForward& op, int64_t channel,
+                                                  acc_t pivot) {
+  return {pivot, static_cast<acc_t>(read_or(op.weight, channel, 1)),
+          static_cast<acc_t>(read_or(op.bias, channel, 0))};
+}
+
+// The statistics of a channel, of `count` values.
+template <typename acc_t>
+class FinalStatistics {
+ public:
+  FASTBN_DEVICE FinalStatistics(const TrainingForward& op, double mean, acc_t m2, double count)
+      : op_(op),
+        statistics_(mean, m2, static_cast<acc_t>(count), static_cast<acc_t>(op.eps)),
+        mean_(static_cast<acc_t>(mean)),
+        count_(count) {}
+
+  // From all values of the channel.
+  FASTBN_DEVICE FinalStatistics(const TrainingForward& op, const PivotedMoments<acc_t>& all)
+      : FinalStatistics(op, static_cast<double>(all.pivot) + all.moments.mean[0], all.moments.m2[0],
+                        op.count) {}
+
+  // How to normalize.
+  FASTBN_DEVICE Affine<acc_t> affine(const ForwardInputs<acc_t>& inputs) const {
+    return affine_of(statistics_.exact_mean, mean_, statistics_.invstd, inputs.weight, inputs.bias);
+  }
+
+  // Saves the statistics and blends them into the running ones: for one of the blocks that know
+  // them. Values that other processes have, too, may be none or one.
+  FASTBN_DEVICE void save(int64_t channel) const {
+    write(op_.mean, channel, mean_);
+    write(op_.invstd, channel, statistics_.invstd);
+    const RunningStatistics& running = op_.running;
+    if (running.mean.data == nullptr || (op_.steps == Steps::kApply && count_ < 2)) return;
+    const double factor = blend_factor(running);
+    write(running.mean, channel,
+          blend(read(running.mean, channel), statistics_.exact_mean, factor));
+    write(running.var, channel,
+          blend(read(running.var, channel), statistics_.unbiased_var, factor));
+  }
+
+ private:
+  const TrainingForward& op_;
+  Statistics<acc_t> statistics_;
+  acc_t mean_;
+  double count_;
+};
+
+// Leaves the moments of a channel in the row of partial results.
+template <typename acc_t>
+FASTBN_DEVICE void leave_moments(const TrainingForward& op, int64_t channel,
+                                 const PivotedMoments<acc_t>& all) {
+  const Moments<double> moments{
+      op.count, {static_cast<double>(all.pivot) + all.moments.mean[0]}, {all.moments.m2[0]}};
+  write_moments(op.partials, op.problem.channels, channel, moments, [&](int64_t i, double number) {
+    gpu::store<gpu::CacheHint::kKeep>(op.partials.data + i, number);
+  });
+}
+
+// Combines the rows of partial results and finalizes: how to normalize. `save` for one of the
+// blocks that share the channel.
+template <typename acc_t>
+FASTBN_DEVICE Affine<acc_t> combine_forward(const TrainingForward& op, int64_t channel, bool save) {
+  const Moments<double> all =
+      combine_moments(op.partials, op.problem.channels, channel,
+                      [&](int64_t i) { return gpu::load_coherent(op.partials.data + i); });
+  const double count = all.count > 0 ? all.count : 1;
+  const FinalStatistics<acc_t> statistics(op, all.mean[0], static_cast<acc_t>(all.m2[0]), count);
+  if (save) {
+    statistics.save(channel);
+    if (channel == 0) gpu::store<gpu::CacheHint::kKeep>(op.total_count, all.count);
+  }
+  return statistics.affine(forward_inputs<acc_t>(op, channel, 0));
+}
+
+// How to normalize by given statistics. `save` as above.
+template <typename acc_t>
+FASTBN_DEVICE Affine<acc_t> eval_affine(const EvalForward& op, int64_t channel, bool save) {
+  const acc_t mean = static_cast<acc_t>(read(op.running_mean, channel));
+  const acc_t var = static_cast<acc_t>(read(op.running_var, channel));
+  const acc_t invstd = invstd_of(var, static_cast<acc_t>(op.eps));
+  if (save && op.mean.data != nullptr) {
+    write(op.mean, channel, mean);
+    write(op.invstd, channel, invstd);
+  }
+  return {mean, invstd * static_cast<acc_t>(read_or(op.weight, channel, 1)),
+          static_cast<acc_t>(read_or(op.bias, channel, 0))};
+}
+
+// --- Backward ------------------------------------------------------------------------------------
+
+template <typename acc_t>
+FASTBN_DEVICE GradInputs<acc_t> grad_inputs(const Backward& op, int64_t channel) {
+  const acc_t mean = static_cast<acc_t>(read(op.mean, channel));
+  const acc_t invstd = static_cast<acc_t>(read(op.invstd, channel));
+  return {mean, invstd * static_cast<acc_t>(read_or(op.weight, channel, 1)), invstd};
+}
+
+// How to compute dx in training, from the sums over `count` values.
+template <typename acc_t>
+FASTBN_DEVICE GradAffine<acc_t> finalize_gradient(const GradInputs<acc_t>& inputs,
+                                                  const GradSums<acc_t>& sums, double count) {
+  return grad_affine_of(inputs.mean, inputs.invstd, inputs.scale, sums, static_cast<acc_t>(count));
+}
+
+// Writes the gradients of the parameters, where wanted: for one of the blocks that know the sums.
+template <typename acc_t>
+FASTBN_DEVICE void save_parameter_gradients(const Backward& op, int64_t channel, acc_t invstd,
+                                            const GradSums<acc_t>& sums) {
+  if (op.dweight.data != nullptr) write(op.dweight, channel, sums.dy_xmu[0] * invstd);
+  if (op.dbias.data != nullptr) write(op.dbias, channel, sums.dy[0]);
+}
+
+// Leaves the sums of a channel in the row of partial results.
+template <typename acc_t>
+FASTBN_DEVICE void leave_grad_sums(const Backward& op, int64_t channel,
+                                   const GradSums<acc_t>& sums) {
+  const GradSums<double> wide{{sums.dy[0]}, {sums.dy_xmu[0]}};
+  write_grad_sums(op.problem.channels, channel, wide, [&](int64_t i, double number) {
+    gpu::store<gpu::CacheHint::kKeep>(op.partials.data + i, number);
+  });
+}
+
+// Combines the rows of partial results: how to compute dx.
+template <typename acc_t>
+FASTBN_DEVICE GradAffine<acc_t> combine_backward(const Backward& op, int64_t channel) {
+  const GradSums<double> all =
+      combine_grad_sums(op.partials, op.problem.channels, channel,
+                        [&](int64_t i) { return gpu::load_coherent(op.partials.data + i); });
+  const GradSums<acc_t> sums{{static_cast<acc_t>(all.dy[0])}, {static_cast<acc_t>(all.dy_xmu[0])}};
+  return finalize_gradient(grad_inputs<acc_t>(op, channel), sums,
+                           gpu::load_coherent(op.total_count));
+}
+
+}  // namespace fastbn::cuda

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "checks.h"
+
+#include <c10/util/Exception.h>
+
+#include <charconv>
+#include <string>
+
+#include "../core/partial_rows.h"
+
+namespace fastbn {
+
+namespace {
+
+// As Python writes a float, which is how the messages quote it.
+std::string python_repr(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  std::string repr(text, end);
+  if (repr.find_first_of(".en") == std::string::npos) repr += ".0";
+  return repr;
+}
+
+std::string python_size(const at::Tensor& x) {
+  std::string text = "torch.Size([";
+  for (int64_t d = 0; d < x.dim(); ++d) text += (d ? ", " : "") + std::to_string(x.size(d));
+  return text + "])";
+}
+
+void check_batch_size(const at::Tensor& x) {
+  int64_t values = 1;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (d != 1) values *= x.size(d);
+  }
+  TORCH_CHECK_VALUE(values != 1,
+                    "Expected more than 1 value per channel when training, got input size ",
+                    python_size(x));
+}
+
+void check_numel(const char* name, const OptionalTensor& vector, int64_t channels) {
+  if (!vector) return;
+  TORCH_CHECK(vector->numel() == channels, name, " should contain ", channels, " elements not ",
+              vector->numel());
+}
+
+bool is_supported(at::ScalarType type) {
+  return type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf;
+}
+
+void check_device(const at::Tensor& x, const at::Tensor& other) {
+  TORCH_CHECK(other.device() == x.device(), "Tensor on device ", other.device(),
+              " is not on the expected device ", x.device(), "!");
+}
+
+// float64 stays among itself; the narrower types mix freely.
+void check_vector(const at::Tensor& x, const OptionalTensor& vector) {
+  if (!vector) return;
+  check_device(x, *vector);
+  const char* device = x.is_cpu() ? "CPU" : "CUDA";
+  if (x.scalar_type() == at::kDouble) {
+    TORCH_CHECK(vector->scalar_type() == at::kDouble, "mixed dtype (", device,
+                "): all inputs must share same datatype.");
+  } else {
+    TORCH_CHECK(is_supported(vector->scalar_type()) && vector->scalar_type() != at::kDouble,
+                "mixed dtype (", device, "): expect parameter to have scalar type of Float");
+  }
+}
+
+void check_activation(const at::Tensor& x) {
+  TORCH_CHECK_NOT_IMPLEMENTED(is_supported(x.scalar_type()), "\"batch_norm\" not implemented for '",
+                              x.scalar_type(), "'");
+}
+
+// An input without elements is returned as it is, before anything else is looked at.
+bool check_empty(const at::Tensor& x, const ForwardVectors& vectors) {
+  if (x.numel() != 0) return false;
+  for (const OptionalTensor* vector : {&vectors.weight, &vectors.bias}) {
+    TORCH_CHECK_INDEX(!*vector || (*vector)->numel() != 0,
+                      "select(): index 0 out of range for tensor of size [0] at dimension 0");
+  }
+  return true;
+}
+
+void check_vectors(const at::Tensor& x, const ForwardVectors& vectors, bool needs_statistics) {
+  const int64_t channels = x.dim() < 2 ? 0 : x.size(1);
+  check_numel("running_mean", vectors.running_mean, channels);
+  TORCH_CHECK(vectors.running_mean || !needs_statistics,
+              "running_mean must be defined in evaluation mode");
+  check_numel("running_var", vectors.running_var, channels);
+  TORCH_CHECK(vectors.running_var || !needs_statistics,
+              "running_var must be defined in evaluation mode");
+  check_numel("weight", vectors.weight, channels);
+  check_numel("bias", vectors.bias, channels);
+  TORCH_CHECK_INDEX(x.dim() >= 2,
+                    "Dimension out of range (batch_norm takes an input of shape "
+                    "(N, C, ...), but got ",
+                    x.dim(), "D)");
+  TORCH_CHECK_VALUE(vectors.running_mean.has_value() == vectors.running_var.has_value(),
+                    "running_mean and running_var must either both be None or neither be None");
+  check_activation(x);
+  check_vector(x, vectors.running_mean);
+  check_vector(x, vectors.running_var);
+  check_vector(x, vectors.weight);
+  check_vector(x, vectors.bias);
+}
+
+void check_training_eps(double eps) {
+  TORCH_CHECK_VALUE(!(eps <= 0), "batch_norm eps must be positive during training, but got ",
+                    python_repr(eps));
+}
+
+void check_counter(const at::Tensor& x, const OptionalTensor& num_batches_tracked) {
+  if (!num_batches_tracked) return;
+  TORCH_CHECK(num_batches_tracked->scalar_type() == at::kLong && num_batches_tracked->numel() == 1,
+              "num_batches_tracked must be a single int64, but got ", num_batches_tracked->numel(),
+              " elements of ", num_batches_tracked->scalar_type());
+  check_device(x, *num_batches_tracked);
+}
+
+void check_float64(const at::Tensor& x, const char* name, const at::Tensor& given) {
+  TORCH_CHECK(given.scalar_type() == at::kDouble, name, " must be float64, but got ",
+              given.scalar_type());
+  check_device(x, given);
+}
+
+}  // namespace
+
+void check_training(const at::Tensor& x, const ForwardVectors& vectors,
+                    const OptionalTensor& num_batches_tracked, double eps) {
+  check_batch_size(x);
+  check_training_eps(eps);
+  if (check_empty(x, vectors)) return;
+  check_vectors(x, vectors, /*needs_statistics=*/false);
+  check_counter(x, num_batches_tracked);
+}
+
+void check_eval(const at::Tensor& x, const ForwardVectors& vectors, double eps) {
+  TORCH_CHECK_VALUE(!(eps < 0), "batch_norm eps must be non-negative, but got ", python_repr(eps));
+  if (check_empty(x, vectors)) return;
+  check_vectors(x, vectors, /*needs_statistics=*/true);
+}
+
+void check_stats(const at::Tensor& x) {
+  TORCH_CHECK_INDEX(x.dim() >= 2, "batch_norm_stats takes an input of shape (N, C, ...), but got ",
+                    x.dim(), "D");
+  check_activation(x);
+}
+
+void check_elemt(const at::Tensor& x, const at::Tensor& rows, const ForwardVectors& vectors,
+                 const OptionalTensor& num_batches_tracked, double eps) {
+  check_training_eps(eps);
+  check_vectors(x, vectors, /*needs_statistics=*/false);
+  check_rows(x, rows, moments_row_length(x.size(1)));
+  check_counter(x, num_batches_tracked);
+}
+
+void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length) {
+  TORCH_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == row_length,
+              "rows must have shape (R, ", row_length, ") for an input of shape ", x.sizes(),
+              ", but got ", rows.sizes());
+  check_float64(x, "rows", rows);
+}
+
+void check_count(const at::Tensor& x, const at::Tensor& count) {
+  TORCH_CHECK(count.numel() == 1, "count must be a single float64, but got ", count.numel(),
+              " elements");
+  check_float64(x, "count", count);
+}
+
+void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                    const at::Tensor& mean, const at::Tensor& invstd) {
+  TORCH_CHECK(dy.sizes() == x.sizes(), "batch_norm_backward: dy has shape ", dy.sizes(),
+              " and x has shape ", x.sizes(), "; they must be the same");
+  TORCH_CHECK(dy.scalar_type() == x.scalar_type(), "batch_norm_backward: dy is ", dy.scalar_type(),
+              " and x is ", x.scalar_type(), "; they must be the same");
+  check_vector(x, dy);
+  if (x.numel() == 0) return;
+  check_activation(x);
+  TORCH_CHECK_INDEX(x.dim() >= 2,
+                    "batch_norm_backward takes an input of shape (N, C, ...), but got ", x.dim(),
+                    "D");
+  check_numel("weight", weight, x.size(1));
+  check_numel("mean", mean, x.size(1));
+  check_numel("invstd", invstd, x.size(1));
+  check_vector(x, weight);
+  check_vector(x, mean);
+  check_vector(x, invstd);
+}
+
+}  // namespace fastbn

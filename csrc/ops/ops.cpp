@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "ops.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include "../core/partial_rows.h"
+
+namespace fastbn {
+
+namespace {
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat16;
+  }
+}
+
+at::ScalarType accumulate_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor empty_vector(const at::Tensor& x, int64_t elements, at::ScalarType type) {
+  return at::empty({elements}, x.options().dtype(type));
+}
+
+// The memory format of x and of all results, as stock has it. Strides of dimensions of size one
+// mean nothing and are not looked at, where there is a choice.
+at::MemoryFormat format_of(const at::Tensor& x) {
+  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
+  for (const auto format : {at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d}) {
+    if (x.is_contiguous(format)) return format;
+  }
+  return x.suggest_memory_format();
+}
+
+Layout layout_of(const at::Tensor& x, int64_t spatial) {
+  const at::MemoryFormat format = format_of(x);
+  if (!x.is_contiguous(format)) return Layout::kGeneric;
+  return format != at::MemoryFormat::Contiguous || spatial == 1 ? Layout::kChannelsLast
+                                                                : Layout::kContiguous;
+}
+
+Problem problem_of(const at::Tensor& x) {
+  if (x.numel() == 0) return {dtype_of(x), Layout::kGeneric, 0, x.size(1), 0};
+  const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
+  return {dtype_of(x), layout_of(x, spatial), x.size(0), x.size(1), spatial};
+}
+
+int64_t channels_of(const at::Tensor& x) { return x.dim() < 2 ? 0 : x.size(1); }
+
+at::Tensor empty_result(const at::Tensor& x) { return at::empty_like(x, format_of(x)); }
+
+// Merges spatial dimensions that follow one another in memory. False if too many are left.
+template <typename Data>
+bool set_strides(const at::Tensor& tensor, Activation<Data>& activation) {
+  activation.batch_stride = tensor.stride(0);
+  activation.channel_stride = tensor.stride(1);
+  int& dims = activation.spatial_dims;
+  dims = 0;
+  for (int64_t d = 2; d < tensor.dim(); ++d) {
+    const int64_t size = tensor.size(d);
+    const int64_t stride = tensor.stride(d);
+    if (size == 1) continue;
+    if (dims > 0 && activation.strides[dims - 1] == size * stride) {
+      activation.sizes[dims - 1] *= size;
+      activation.strides[dims - 1] = stride;
+      continue;
+    }
+    if (dims == kMaxSpatialDims) return false;
+    activation.sizes[dims] = size;
+    activation.strides[dims] = stride;
+    ++dims;
+  }
+  return true;
+}
+
+template <typename Data>
+Activation<Data> activation_of(const at::Tensor& tensor, Data* data) {
+  Activation<Data> activation;
+  activation.data = data;
+  TORCH_CHECK(set_strides(tensor, activation), "batch_norm supports strided inputs of up to ",
+              kMaxSpatialDims, " spatial dimensions that cannot be merged, but got shape ",
+              tensor.sizes(), " with strides ", tensor.strides(), "; pass x.contiguous()");
+  return activation;
+}
+// What is only read is asked for as const: that does not copy a tensor that is copied on write.
+InputActivation input(const at::Tensor& tensor) {
+  return activation_of(tensor, tensor.const_data_ptr());
+}
+OutputActivation output(const at::Tensor& tensor) {
+  return activation_of(tensor, tensor.mutable_data_ptr());
+}
+
+// A view of the vector's elements in one dimension; a copy where there is none.
+InputVector input_vector(const OptionalTensor& vector, at::Tensor& keep_alive) {
+  if (!vector) return {};
+  keep_alive = vector->dim() == 1 ? *vector : vector->reshape({-1});
+  return {keep_alive.const_data_ptr(), dtype_of(keep_alive), keep_alive.stride(0)};
+}
+// The same of one that will be written, which must be a view.
+OutputVector updated_vector(const OptionalTensor& vector) {
+  if (!vector) return {};
+  const at::Tensor view = vector->dim() == 1 ? *vector : vector->view({-1});
+  return {view.mutable_data_ptr(), dtype_of(view), view.stride(0)};
+}
+OutputVector output_vector(const at::Tensor& vector) {
+  if (vector.numel() == 0) return {};
+  return {vector.mutable_data_ptr(), dtype_of(vector), 1};
+}
+
+void count_batch(const OptionalTensor& num_batches_tracked) {
+  if (num_batches_tracked) num_batches_tracked->add_(1);
+}
+
+RunningStatistics running_statistics(const OptionalTensor& running_mean,
+                                     const OptionalTensor& running_var,
+                                     const OptionalTensor& num_batches_tracked,
+                                     std::optional<double> momentum) {
+  RunningStatistics running;
+  running.mean = updated_vector(running_mean);
+  running.var = updated_vector(running_var);
+  if (num_batches_tracked) {
+    running.num_batches_tracked = num_batches_tracked->mutable_data_ptr<int64_t>();
+    num_batches_tracked->unsafeGetTensorImpl()->bump_version();
+  }
+  running.cumulative = !momentum.has_value();
+  running.momentum = momentum.value_or(0);
+  return running;
+}
+
+}  // namespace
+
+ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
+                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& running_mean,
+                                   const OptionalTensor& running_var,
+                                   const OptionalTensor& num_batches_tracked,
+                                   std::optional<double> momentum, double eps) {
+  try {
+    check_training(x, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
+  } catch (...) {
+    count_batch(num_batches_tracked);  // stock counts a batch before it looks at it
+    throw;
+  }
+  const at::Tensor y = empty_result(x);
+  if (x.numel() == 0) {
+    count_batch(num_batches_tracked);
+    const at::Tensor none = at::zeros({channels_of(x)}, x.options().dtype(accumulate_type(x)));
+    return {y, none, none.clone()};
+  }
+  const at::Tensor mean = empty_vector(x, channels_of(x), accumulate_type(x));
+  const at::Tensor invstd = empty_vector(x, channels_of(x), accumulate_type(x));
+
+  at::Tensor weight_view, bias_view;
+  TrainingForward op;
+  op.problem = problem_of(x);
+  op.count = static_cast<double>(op.problem.per_channel());
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.running = running_statistics(running_mean, running_var, num_batches_tracked, momentum);
+  op.eps = eps;
+  op.mean = output_vector(mean);
+  op.invstd = output_vector(invstd);
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  backend.training_forward(op);
+  return {y, mean, invstd};
+}
+
+ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
+                               const OptionalTensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& running_mean,
+                               const OptionalTensor& running_var, double eps, bool save) {
+  check_eval(x, {weight, bias, running_mean, running_var}, eps);
+  const at::Tensor y = empty_result(x);
+  const int64_t saved = save ? channels_of(x) : 0;
+  const at::Tensor mean = empty_vector(x, saved, accumulate_type(x));
+  const at::Tensor invstd = empty_vector(x, saved, accumulate_type(x));
+  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+
+  at::Tensor weight_view, bias_view, mean_view, var_view;
+  EvalForward op;
+  op.problem = problem_of(x);
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.running_mean = input_vector(running_mean, mean_view);
+  op.running_var = input_vector(running_var, var_view);
+  op.eps = eps;
+  op.mean = output_vector(mean);
+  op.invstd = output_vector(invstd);
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  backend.eval_forward(op);
+  return {y, mean, invstd};
+}
+
+namespace {
+
+// The gradients of a training or an evaluation, by all steps or by some.
+struct Differentiation {
+  Steps steps = Steps::kAll;
+  bool training = true;
+  bool want_dx = true;
+  bool want_dweight = true;
+  bool want_dbias = true;
+  PartialRows partials;
+  const double* total_count = nullptr;
+};
+
+Gradients differentiate(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
+                        const OptionalTensor& weight, const at::Tensor& mean,
+                        const at::Tensor& invstd, const Differentiation& wanted) {
+  const int64_t channels = channels_of(x);
+  const at::ScalarType weight_type = weight ? weight->scalar_type() : accumulate_type(x);
+  const at::Tensor dx = wanted.want_dx ? empty_result(x) : empty_vector(x, 0, x.scalar_type());
+  const at::Tensor dweight = empty_vector(x, wanted.want_dweight ? channels : 0, weight_type);
+  const at::Tensor dbias = empty_vector(x, wanted.want_dbias ? channels : 0, accumulate_type(x));
+  if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
+
+  Backward op;
+  op.problem = problem_of(x);
+  op.training = wanted.training;
+  op.steps = wanted.steps;
+  op.count = static_cast<double>(op.problem.per_channel());
+  op.total_count = wanted.total_count;
+  op.partials = wanted.partials;
+  // A gradient in another layout is brought to that of x, as stock does.
+  const at::Tensor dy_like_x =
+      op.problem.layout == Layout::kGeneric ? dy : dy.contiguous(format_of(x));
+  at::Tensor weight_view, mean_view, invstd_view;
+  op.dy = input(dy_like_x);
+  op.x = input(x);
+  if (wanted.want_dx) op.dx = output(dx);
+  op.weight = input_vector(weight, weight_view);
+  op.mean = input_vector(mean, mean_view);
+  op.invstd = input_vector(invstd, invstd_view);
+  op.dweight = output_vector(dweight);
+  op.dbias = output_vector(dbias);
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.dx, op.x) && disjoint(op.problem, op.dx, op.dy));
+  backend.backward(op);
+  return {dx, dweight, dbias};
+}
+
+}  // namespace
+
+Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
+                              const OptionalTensor& weight, const at::Tensor& mean,
+                              const at::Tensor& invstd, bool training, bool want_dx,
+                              bool want_dweight, bool want_dbias) {
+  check_backward(dy, x, weight, mean, invstd);
+  Differentiation wanted;
+  wanted.training = training;
+  wanted.want_dx = want_dx;
+  wanted.want_dweight = want_dweight;
+  wanted.want_dbias = want_dbias;
+  return differentiate(backend, dy, x, weight, mean, invstd, wanted);
+}
+
+at::Tensor batch_norm_stats(const Backend& backend, const at::Tensor& x, bool additive) {
+  check_stats(x);
+  const auto options = x.options().dtype(at::kDouble);
+  if (x.numel() == 0) return at::zeros({moments_row_length(x.size(1))}, options);
+  const at::Tensor row = at::empty({moments_row_length(x.size(1))}, options);
+  TrainingForward op;
+  op.problem = problem_of(x);
+  op.steps = Steps::kReduce;
+  op.count = static_cast<double>(op.problem.per_channel());
+  op.x = input(x);
+  op.partials = {row.mutable_data_ptr<double>(), 1, additive};
+  backend.training_forward(op);
+  return row;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_elemt(
+    const Backend& backend, const at::Tensor& x, const at::Tensor& rows, bool additive,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum, double eps) {
+  check_elemt(x, rows, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
+  const at::Tensor y = empty_result(x);
+  const at::Tensor mean = empty_vector(x, x.size(1), accumulate_type(x));
+  const at::Tensor invstd = empty_vector(x, x.size(1), accumulate_type(x));
+  const at::Tensor count = at::empty({1}, rows.options());
+  const at::Tensor all_rows = rows.contiguous();
+  if (x.size(1) == 0) {
+    count_batch(num_batches_tracked);
+    return {y, mean, invstd, count.zero_()};
+  }
+
+  at::Tensor weight_view, bias_view;
+  TrainingForward op;
+  op.problem = problem_of(x);
+  op.steps = Steps::kApply;
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.running = running_statistics(running_mean, running_var, num_batches_tracked, momentum);
+  // Blocks that finalize read the counter while others run: for an average it is counted before.
+  op.running.counted = !momentum.has_value();
+  if (op.running.counted) count_batch(num_batches_tracked);
+  op.eps = eps;
+  op.mean = output_vector(mean);
+  op.invstd = output_vector(invstd);
+  op.partials = {const_cast<double*>(all_rows.const_data_ptr<double>()), rows.size(0), additive};
+  op.total_count = count.mutable_data_ptr<double>();
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  backend.training_forward(op);
+  return {y, mean, invstd, count};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_reduce(
+    const Backend& backend, const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+    const at::Tensor& mean, const at::Tensor& invstd, bool want_dweight, bool want_dbias) {
+  check_backward(dy, x, weight, mean, invstd);
+  const at::Tensor row =
+      at::zeros({grad_sums_row_length(channels_of(x))}, x.options().dtype(at::kDouble));
+  Differentiation wanted;
+  wanted.steps = Steps::kReduce;
+  wanted.want_dx = false;
+  wanted.want_dweight = want_dweight;
+  wanted.want_dbias = want_dbias;
+  wanted.partials = {row.mutable_data_ptr<double>(), 1, true};
+  auto [dx, dweight, dbias] = differentiate(backend, dy, x, weight, mean, invstd, wanted);
+  return {row, dweight, dbias};
+}
+
+at::Tensor batch_norm_backward_elemt(const Backend& backend, const at::Tensor& dy,
+                                     const at::Tensor& x, const OptionalTensor& weight,
+                                     const at::Tensor& mean, const at::Tensor& invstd,
+                                     const at::Tensor& rows, const at::Tensor& count) {
+  check_backward(dy, x, weight, mean, invstd);
+  check_rows(x, rows, grad_sums_row_length(channels_of(x)));
+  check_count(x, count);
+  const at::Tensor all_rows = rows.contiguous();
+  Differentiation wanted;
+  wanted.steps = Steps::kApply;
+  wanted.want_dweight = false;
+  wanted.want_dbias = false;
+  wanted.partials = {const_cast<double*>(all_rows.const_data_ptr<double>()), rows.size(0), true};
+  wanted.total_count = count.const_data_ptr<double>();
+  return std::get<0>(differentiate(backend, dy, x, weight, mean, invstd, wanted));
+}
+
+}  // namespace fastbn

@@ -1,0 +1,5 @@
+"""Batch norm modules: stock's, with the compiled operators underneath."""
+
+from .batchnorm import HALF_DTYPES, BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = ["HALF_DTYPES", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
