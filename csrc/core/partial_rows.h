@@ -12,8 +12,10 @@
 namespace fastbn {
 
 // Of forward, with the count in front; and of backward.
-constexpr int64_t moments_row_length(int64_t channels) { return 1 + 2 * channels; }
-constexpr int64_t grad_sums_row_length(int64_t channels) { return 2 * channels; }
+FASTBN_HOST_DEVICE constexpr int64_t moments_row_length(int64_t channels) {
+  return 1 + 2 * channels;
+}
+FASTBN_HOST_DEVICE constexpr int64_t grad_sums_row_length(int64_t channels) { return 2 * channels; }
 
 // Writes the moments of a channel to the only row; channel 0 brings the count with it.
 template <typename Store>

@@ -11,8 +11,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "dtype.h"
+#include "host_device.h"
 
 namespace fastbn {
 
@@ -50,7 +52,11 @@ struct ChannelVector {
   DType dtype = DType::kFloat32;
   int64_t stride = 1;
 
-  operator ChannelVector<const void>() const { return {data, dtype, stride}; }
+  // What is written can be read.
+  template <typename Mutable = Data, typename = std::enable_if_t<!std::is_const_v<Mutable>>>
+  FASTBN_HOST_DEVICE operator ChannelVector<const Mutable>() const {
+    return {data, dtype, stride};
+  }
 };
 
 using InputVector = ChannelVector<const void>;

@@ -12,7 +12,11 @@ void backward(const Backward& op, const Plan& plan, void* workspace, void* strea
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
   with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
-    if (plan.algorithm == Algorithm::kElementwise && op.steps == Steps::kAll) {
+    if (op.steps == Steps::kApply) {
+      launch("combine_backward_apply", combine_backward_apply<Mapping>, op, plan.geometry);
+      return;
+    }
+    if (plan.algorithm == Algorithm::kElementwise) {
       launch("eval_backward", eval_backward<Mapping>, op, plan.geometry);
       return;
     }
@@ -27,11 +31,9 @@ void backward(const Backward& op, const Plan& plan, void* workspace, void* strea
       }
       return;
     }
-    if (op.steps != Steps::kApply) {
-      launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
-             arrays);
-    }
-    if (op.steps == Steps::kApply || plan.launches == 2) {
+    launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
+           arrays);
+    if (plan.launches == 2) {
       launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping>, op, plan.geometry,
                   arrays);
     }

@@ -24,10 +24,11 @@ void training_forward(const TrainingForward& op, const Plan& plan, void* workspa
       }
       return;
     }
-    if (op.steps != Steps::kApply) {
-      launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry,
-             arrays);
+    if (op.steps == Steps::kApply) {
+      launch("combine_forward_apply", combine_forward_apply<Mapping>, op, plan.geometry);
+      return;
     }
+    launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry, arrays);
     if (op.steps != Steps::kReduce) {
       launch.then("two_pass_forward_apply", two_pass_forward_apply<Mapping>, op, plan.geometry,
                   arrays);

@@ -124,10 +124,7 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
-    if (thread < mapping.channels()) {
-      shared.records.put(thread, grad_inputs<acc_t>(op, mapping.first_channel() + thread));
-    }
-    gpu::sync_block();
+    put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
     ReduceGrad<Mapping> grad(mapping, op, shared.records);
     reduce_split(mapping, geometry, pipeline, grad);
     const auto of_split = reduce_block(mapping, geometry, grad.result(), shared.scratch);

@@ -81,15 +81,24 @@ two_pass_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geo
   if (block == 0) count_batch(op.running);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
   const Shared<acc_t> shared(geometry);
-  const int thread = gpu::thread_index();
-  if (thread < mapping.channels()) {
-    const int64_t channel = mapping.first_channel() + thread;
-    shared.records.put(thread, op.steps == Steps::kApply
-                                   ? combine_forward<acc_t>(op, channel, mapping.split() == 0)
-                                   : load_coefficients<Affine<acc_t>, acc_t>(
-                                         workspace, op.problem.channels, channel));
-  }
-  gpu::sync_block();
+  put_records(mapping, shared, [&](int64_t channel) {
+    return load_coefficients<Affine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
+  });
+  apply(mapping, split_range(geometry, mapping.split()),
+        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+}
+
+// The same by rows of partial results, which every block combines for its channels.
+template <typename Mapping>
+FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+combine_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry) {
+  using acc_t = typename Mapping::acc_t;
+  if (gpu::block_index() == 0) count_batch(op.running);
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
+  const Shared<acc_t> shared(geometry);
+  put_records(mapping, shared, [&](int64_t channel) {
+    return combine_forward<acc_t>(op, channel, mapping.split() == 0);
+  });
   apply(mapping, split_range(geometry, mapping.split()),
         ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
 }
@@ -143,15 +152,22 @@ two_pass_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry 
   const auto mapping =
       block_mapping<Mapping>(op.problem, geometry, gpu::grid_blocks() - 1 - gpu::block_index());
   const Shared<acc_t> shared(geometry);
-  const int thread = gpu::thread_index();
-  if (thread < mapping.channels()) {
-    const int64_t channel = mapping.first_channel() + thread;
-    shared.records.put(thread, op.steps == Steps::kApply
-                                   ? combine_backward<acc_t>(op, channel)
-                                   : load_coefficients<GradAffine<acc_t>, acc_t>(
-                                         workspace, op.problem.channels, channel));
-  }
-  gpu::sync_block();
+  put_records(mapping, shared, [&](int64_t channel) {
+    return load_coefficients<GradAffine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
+  });
+  apply(mapping, split_range(geometry, mapping.split()),
+        ApplyBackward<Mapping>(mapping, op, shared.records));
+}
+
+// The same by rows of partial results.
+template <typename Mapping>
+FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+combine_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) {
+  using acc_t = typename Mapping::acc_t;
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
+  const Shared<acc_t> shared(geometry);
+  put_records(mapping, shared,
+              [&](int64_t channel) { return combine_backward<acc_t>(op, channel); });
   apply(mapping, split_range(geometry, mapping.split()),
         ApplyBackward<Mapping>(mapping, op, shared.records));
 }
@@ -163,11 +179,7 @@ eval_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) 
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   const Shared<acc_t> shared(geometry);
-  const int thread = gpu::thread_index();
-  if (thread < mapping.channels()) {
-    shared.records.put(thread, grad_inputs<acc_t>(op, mapping.first_channel() + thread));
-  }
-  gpu::sync_block();
+  put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
   apply(mapping, split_range(geometry, mapping.split()),
         ApplyBackwardEval<Mapping>(mapping, op, shared.records));
 }

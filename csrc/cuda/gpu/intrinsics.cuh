@@ -133,7 +133,7 @@ FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
 
 // What becomes of the cache lines of an access: kept for those who come back to them, or the first
 // to make room.
-enum class CacheHint { kKeep, kNone };
+enum class CacheHint { kKeep, kStream };
 
 // Elements that are loaded and stored at once; 16 bytes of them must lie at a multiple of 16.
 template <typename T, int kWidth>

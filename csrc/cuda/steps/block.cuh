@@ -28,6 +28,17 @@ FASTBN_DEVICE Mapping block_mapping(const Problem& problem, const Geometry& geom
   return Mapping(problem, geometry, block % geometry.channel_tiles, block / geometry.channel_tiles);
 }
 
+// Puts record_of(channel) of each channel of the channel tile, and makes it visible to the block.
+template <typename Mapping, typename acc_t, typename RecordOf>
+FASTBN_DEVICE void put_records(const Mapping& mapping, const Shared<acc_t>& shared,
+                               const RecordOf& record_of) {
+  const int thread = gpu::thread_index();
+  if (thread < mapping.channels()) {
+    shared.records.put(thread, record_of(mapping.first_channel() + thread));
+  }
+  gpu::sync_block();
+}
+
 // Reduces a split: thread `channel` gets the moments of its elements of that channel, counted from
 // the channel's first element.
 template <typename Mapping, typename acc_t>
@@ -55,11 +66,7 @@ FASTBN_DEVICE PivotedMoments<acc_t> reduce_stats(const Mapping& mapping, const G
 template <typename Mapping, typename acc_t>
 FASTBN_DEVICE GradSums<acc_t> reduce_grad(const Mapping& mapping, const Geometry& geometry,
                                           const Backward& op, const Shared<acc_t>& shared) {
-  const int channel = gpu::thread_index();
-  if (channel < mapping.channels()) {
-    shared.records.put(channel, grad_inputs<acc_t>(op, mapping.first_channel() + channel));
-  }
-  gpu::sync_block();
+  put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
   ReduceGrad<Mapping> step(mapping, op, shared.records);
   reduce(mapping, split_range(geometry, mapping.split()), step);
   return reduce_block(mapping, geometry, step.result(), shared.scratch);
