@@ -32,6 +32,7 @@
 // changes nothing, and lane(i) is what it knows of one channel, a Value of type Lane.
 #pragma once
 
+#include "../primitives/channel_values.cuh"
 #include "../primitives/thread_tile.cuh"
 
 namespace fastbn::cuda {

@@ -5,6 +5,7 @@
 // following ones are on their way to all stages that are free.
 #pragma once
 
+#include "channel_values.cuh"
 #include "thread_tile.cuh"
 
 namespace fastbn::cuda {
