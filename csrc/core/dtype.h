@@ -33,7 +33,7 @@ constexpr DType accumulate_dtype(DType dtype) {
   return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
 }
 
-// The same of types, called acc_t where it is used.
+// accumulate_dtype() of types; called acc_t where it is used.
 template <typename scalar_t>
 struct AccumulateType {
   using type = float;

@@ -42,8 +42,8 @@ struct Statistics {
       : exact_mean(mean), invstd(invstd_of(m2 / count, eps)), unbiased_var(m2 / (count - 1)) {}
 };
 
-// How to normalize by a mean that is held as `mean` and is `exact_mean`. What its held form lacks
-// moves into the shift.
+// The coefficients that normalize by a mean that is held as `mean` and is `exact_mean`: what its
+// held form lacks moves into the shift.
 template <typename T>
 FASTBN_HOST_DEVICE Affine<T> affine_of(double exact_mean, T mean, T invstd, T weight, T bias) {
   const T scale = invstd * weight;

@@ -9,7 +9,7 @@
 
 namespace fastbn {
 
-// What the second of two groups of values weighs when their moments are merged.
+// The weight of the second of two groups of values when their moments are merged.
 template <typename T>
 struct MergeWeights {
   T share;        // of the second group in all values

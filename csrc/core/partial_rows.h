@@ -11,7 +11,7 @@
 
 namespace fastbn {
 
-// Of forward, with the count in front; and of backward.
+// Numbers in a row of forward, which has the count in front, and in one of backward.
 FASTBN_HOST_DEVICE constexpr int64_t moments_row_length(int64_t channels) {
   return 1 + 2 * channels;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What every backend is asked to compute, in plain structs: no torch, no CUDA.
+// The operations that every backend computes, as plain structs: no torch, no CUDA.
 //
 // N is the batch, C the channels and S the spatial positions of one sample (L, H*W or D*H*W; 1 for
 // a matrix). Statistics are taken over the elements of a channel.
@@ -39,9 +39,9 @@ struct Activation {
   int64_t strides[kMaxSpatialDims] = {};
 };
 
-// What an operation reads and what it writes. They are disjoint() below: backends read inputs
-// through caches that do not see writes, and write the elements where two vectors overlap twice,
-// each time from the input.
+// Activations that an operation reads and that it writes. They are disjoint(), see below: backends
+// read inputs through caches that do not see writes, and write the elements where two vectors
+// overlap twice, each time from the input.
 using InputActivation = Activation<const void>;
 using OutputActivation = Activation<void>;
 
@@ -52,7 +52,7 @@ struct ChannelVector {
   DType dtype = DType::kFloat32;
   int64_t stride = 1;
 
-  // What is written can be read.
+  // A vector that is written can be read.
   template <typename Mutable = Data, typename = std::enable_if_t<!std::is_const_v<Mutable>>>
   FASTBN_HOST_DEVICE operator ChannelVector<const Mutable>() const {
     return {data, dtype, stride};
@@ -136,7 +136,7 @@ struct TrainingForward {
   double* total_count = nullptr;  // kApply: written, what the counts of all rows add up to
 };
 
-// The same with given statistics; `mean` and `invstd` are written when they are not null.
+// The same y with given statistics; `mean` and `invstd` are written when they are not null.
 struct EvalForward {
   Problem problem;
   InputActivation x;

@@ -44,7 +44,7 @@ inline void write(const OutputVector& vector, int64_t channel, double value) {
   }
 }
 
-// What is left of a value once it is held in the dtype of sums.
+// A value as it is held in the dtype of sums.
 inline double round_to_sums(DType dtype, double value) {
   return accumulate_dtype(dtype) == DType::kFloat64
              ? value
@@ -105,7 +105,7 @@ inline Affine<double> eval_channel(const EvalForward& op, int64_t channel) {
   return {mean, invstd * read_or(op.weight, channel, 1), read_or(op.bias, channel, 0)};
 }
 
-// How to compute dx = weight * invstd * dy, the gradient with given statistics.
+// The coefficients of dx = weight * invstd * dy, the gradient with given statistics.
 inline Affine<double> eval_gradient(const Backward& op, int64_t channel) {
   return {0, read(op.invstd, channel) * read_or(op.weight, channel, 1), 0};
 }
@@ -119,7 +119,7 @@ inline void save_parameter_gradients(const Backward& op, int64_t channel,
   if (op.dbias.data != nullptr) write(op.dbias, channel, sums.dy[0]);
 }
 
-// How to compute dx in training, over `count` values.
+// The coefficients of dx in training, over `count` values.
 inline GradAffine<double> finalize_gradient(const Backward& op, int64_t channel,
                                             const GradSums<double>& sums, double count) {
   const double invstd = read(op.invstd, channel);

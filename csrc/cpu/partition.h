@@ -18,8 +18,8 @@ namespace fastbn::cpu {
 constexpr int64_t kBlockElements = 4096;
 constexpr int64_t kBlocksPerPiece = 16;
 
-// Of one channel, the positions [position, position + rows.columns) of `rows.rows` samples from
-// `sample` on.
+// A block of one channel: the positions [position, position + rows.columns) of `rows.rows` samples
+// from `sample` on.
 struct ChannelBlock {
   int64_t sample;
   int64_t position;

@@ -68,7 +68,7 @@ void apply_channels_in_reverse(const Problem& problem, const Coefficients& value
                });
 }
 
-// The same in the order of memory: apply(channel, block).
+// The second pass in the order of memory: apply(channel, block).
 template <typename Apply>
 void apply_channels(const Problem& problem, const Apply& apply) {
   const Partition partition(problem);

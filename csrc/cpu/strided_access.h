@@ -24,7 +24,7 @@ class Scratch {
   alignas(64) double storage_[kMaxLanes + kBlockElements];
 };
 
-// How the loops see a block that Operand has located, and which loops.
+// The block as the loops see it once Operand has located it, and the loops for it.
 inline Block2d rows_of(const Problem& problem, const ChannelBlock& block) {
   if (problem.layout == Layout::kContiguous) return block.rows;
   return {1, 0, block.rows.elements()};

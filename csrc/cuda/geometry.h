@@ -153,7 +153,8 @@ constexpr int reduce_rows_scratch(int rows, int columns) {
   return ((rows > 1 ? rows : 1) - 1) * columns;
 }
 
-// The same of merging `lists` lists of `length` values in a block. See reduce_lists().
+// Values that merging `lists` lists of `length` values by a block of `threads` threads needs
+// scratch for. See reduce_lists().
 constexpr int reduce_lists_scratch(int threads, int length, int lists) {
   const int threads_per_list = threads / lists;
   return reduce_rows_scratch(threads_per_list < length ? threads_per_list : length, lists);

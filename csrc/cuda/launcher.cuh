@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// From the dtype and mapping of a plan to the types that kernels are compiled for, and from a
-// kernel to its launch.
+// Turns the dtype and mapping of a plan into the types that kernels are compiled for, and launches
+// kernels as planned.
 #pragma once
 
 #include <stdexcept>

@@ -92,7 +92,8 @@ Activation<Data> activation_of(const at::Tensor& tensor, Data* data) {
               tensor.sizes(), " with strides ", tensor.strides(), "; pass x.contiguous()");
   return activation;
 }
-// What is only read is asked for as const: that does not copy a tensor that is copied on write.
+// Memory that is only read is asked for as const: that does not copy a tensor that is copied on
+// write.
 InputActivation input(const at::Tensor& tensor) {
   return activation_of(tensor, tensor.const_data_ptr());
 }
@@ -106,7 +107,7 @@ InputVector input_vector(const OptionalTensor& vector, at::Tensor& keep_alive) {
   keep_alive = vector->dim() == 1 ? *vector : vector->reshape({-1});
   return {keep_alive.const_data_ptr(), dtype_of(keep_alive), keep_alive.stride(0)};
 }
-// The same of one that will be written, which must be a view.
+// The same for a vector that will be written, which must have such a view.
 OutputVector updated_vector(const OptionalTensor& vector) {
   if (!vector) return {};
   const at::Tensor view = vector->dim() == 1 ? *vector : vector->view({-1});

@@ -64,8 +64,8 @@ ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
                                    const OptionalTensor& num_batches_tracked,
                                    std::optional<double> momentum, double eps);
 
-// With given statistics; returns copies of them as backward wants them, of no elements unless
-// `save`.
+// Evaluation: batch norm with given statistics. Returns copies of them as backward wants them, of
+// no elements unless `save`.
 ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
                                const OptionalTensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& running_mean,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// From the table of operators in ops.h to the dispatcher.
+// Gives the table of operators in ops.h to PyTorch's dispatcher.
 #pragma once
 
 #include <c10/core/DeviceGuard.h>

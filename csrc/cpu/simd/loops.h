@@ -28,13 +28,13 @@ constexpr int kMaxLanes = 16;
 // Most columns of a block whose columns are channels: their sums live on the stack.
 constexpr int64_t kMaxBlockColumns = 2048;
 
-// What loops demand of a block: rows are read a whole vector at a time, and one that is shorter
+// The demand of loops on a block: rows are read a whole vector at a time, and one that is shorter
 // than the widest vector is read from before its beginning. It must then be the only row, and
 // kMaxLanes elements in front of it must be readable; their values do not matter.
 constexpr bool fills_vectors(const Block2d& block) { return block.columns >= kMaxLanes; }
 
-// What loops demand of two activations, one written and one read: that they are disjoint(); see
-// problem.h.
+// The demand of loops on two activations, one written and one read, is that they are disjoint();
+// see problem.h.
 
 // Coefficients of struct Affine and GradAffine (core/finalize.h), in arrays of acc_t.
 struct AffineColumns {
@@ -75,7 +75,7 @@ struct Loops {
   void (*unpack)(const void* from, void* to, int64_t stride, int64_t length);
 };
 
-// For activations of `dtype`, in the widest instruction set this processor has.
+// The loops for activations of `dtype`, in the widest instruction set that this processor has.
 const Loops& loops(DType dtype);
 
 // Name of that instruction set: "scalar", "default" (SSE2 or NEON), "avx2" or "avx512".

@@ -152,7 +152,7 @@ inline __attribute__((always_inline)) int64_t map_vectors(scalar_t* out, int64_t
                                                           Body value) {
   constexpr int kWidth = kLanes<acc_type<scalar_t>>;
   for (; i + 2 * kWidth <= length; i += 2 * kWidth) {
-    // What a store will complete has to be in cache first.
+    // A cache line that stores only complete has to be in cache first.
     if (!kStream) __builtin_prefetch(out + i + kPrefetchBytes / sizeof(scalar_t), 1, 2);
     store_pair<kOrder, kStream>(out + i, value(PairAt<kOrder>{i}));
   }

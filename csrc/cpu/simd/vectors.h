@@ -85,7 +85,8 @@ inline void stream_fence() {
 using Half = VectorOf<uint16_t, kLanes<float>>::type;
 using Word = Vector<uint32_t>;
 
-// Written out where the compiler's own conversion takes several shuffles.
+// Widens 16-bit words to 32 bits. Written out where the compiler's own conversion takes several
+// shuffles.
 inline Word widen(Half half) {
 #if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 64
   return bit_cast<Word>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(half)));
@@ -96,7 +97,7 @@ inline Word widen(Half half) {
 #endif
 }
 
-// Of words below 2^16.
+// Narrows 32-bit words below 2^16 to 16 bits.
 inline Half narrow(Word word) {
 #if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 64
   return bit_cast<Half>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(word)));

@@ -32,7 +32,7 @@ FASTBN_DEVICE void leave_coefficients(const Workspace& workspace, int64_t channe
   }
 }
 
-// What the previous kernel left of a channel.
+// Loads the coefficients of a channel that the previous kernel left.
 template <typename Record, typename acc_t>
 FASTBN_DEVICE Record load_coefficients(const Workspace& workspace, int64_t channels,
                                        int64_t channel) {
@@ -88,7 +88,7 @@ two_pass_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geo
         ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
 }
 
-// The same by rows of partial results, which every block combines for its channels.
+// Applies by rows of partial results, which every block combines for its channels.
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 combine_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry) {
@@ -159,7 +159,7 @@ two_pass_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry 
         ApplyBackward<Mapping>(mapping, op, shared.records));
 }
 
-// The same by rows of partial results.
+// Applies gradients by rows of partial results.
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 combine_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) {

@@ -26,7 +26,7 @@ FASTBN_DEVICE unsigned shared_address(const void* shared) {
 
 }  // namespace detail
 
-// For one thread to call, before a sync_block().
+// Initializes a barrier: one thread calls it, before a sync_block().
 FASTBN_DEVICE void init_barrier([[maybe_unused]] CopyBarrier* barrier,
                                 [[maybe_unused]] int arrivals) {
 #if __CUDA_ARCH__ >= 800

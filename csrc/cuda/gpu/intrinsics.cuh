@@ -25,7 +25,7 @@
 #include "../geometry.h"
 
 #define FASTBN_DEVICE __device__ __forceinline__
-// At most so many threads, in blocks that share an SM's registers.
+// A kernel for blocks of at most `threads` threads, of which `blocks` share an SM's registers.
 #define FASTBN_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define FASTBN_PARAMETER const __grid_constant__
 
@@ -131,8 +131,8 @@ FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
 
 // --- Global memory -------------------------------------------------------------------------------
 
-// What becomes of the cache lines of an access: kept for those who come back to them, or the first
-// to make room.
+// Whether the cache lines of an access are kept for whoever comes back to them, or are the first to
+// make room.
 enum class CacheHint { kKeep, kStream };
 
 // Elements that are loaded and stored at once; 16 bytes of them must lie at a multiple of 16.

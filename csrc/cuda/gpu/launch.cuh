@@ -18,7 +18,7 @@ using Stream = cudaStream_t;
 
 namespace detail {
 
-// What is known of a kernel on the current device.
+// Facts about a kernel on the current device.
 struct KernelFacts {
   // Its machine code is for 9.0 or later, and so has what came with it: a GPU of 9.0 may run code
   // that was compiled for less.

@@ -118,7 +118,7 @@ class Contiguous : public SingleChannel<scalar_t> {
     }
   };
 
-  // Of whose elements those from `begin` to `end` belong to the segment.
+  // A vector at a multiple of its size, whose elements from `begin` to `end` belong to the segment.
   struct AlignedVector {
     int64_t offset;
     int begin, end;

@@ -37,7 +37,8 @@
 
 namespace fastbn::cuda {
 
-// What mappings have in common in which a block has one channel and a thread is a row of its own.
+// The part that Contiguous and Generic share: a block has one channel, and a thread is a row of its
+// own.
 template <typename scalar_t_>
 class SingleChannel {
  public:

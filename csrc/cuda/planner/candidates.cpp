@@ -17,13 +17,13 @@ constexpr int64_t kMaxMerged = 8448;
 
 // Waves of blocks to consider when channel tiles are cut up to fill the last one.
 constexpr int kMaxWaves = 8;
-// How much fuller waves must get for channel tiles to be cut up more.
+// The share by which the last wave must get fuller for channel tiles to be cut into more splits.
 constexpr double kWorthCutting = 0.05;
 
 // The largest activation for which a launch less may be worth waiting for the slowest block.
 constexpr int64_t kMaxOneBlockBytes = 2 << 20;
 
-// At least so much of a split stays in shared memory, or there is no point in it.
+// The least share of a split that must fit shared memory for a persistent plan to be considered.
 constexpr double kMinInSmem = 0.1;
 // CTA groups of a grid to consider.
 constexpr int kMaxCtaGroups = 16;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// How long a plan takes.
+// A model of how long a plan takes: to tell plans apart, not a promise.
 #pragma once
 
 #include "types.h"
 
 namespace fastbn::cuda {
 
-// In seconds of the device's time. A model to tell plans apart, not a promise.
+// The device's time that a plan takes, in seconds.
 double predict_seconds(const Request& request, const Device& device, const Plan& plan);
 
 // Blocks that are resident on the device at once, of kernels that stream what a mapping shares out.

@@ -19,7 +19,7 @@ Geometry map_elements(const Request& request, int narrowing = 0);
 // Narrowing channel tiles more often makes no difference.
 constexpr int kMaxNarrowing = 3;
 
-// How much of an SM the kernels of a mapping are compiled for.
+// The share of an SM that the kernels of a mapping are compiled for.
 Occupancy occupancy(Mapping mapping);
 
 // Bytes of one activation in a row of a channel tile (a vector or an element, where those are what

@@ -31,7 +31,7 @@ std::optional<Plan> best(const Request& request, const Device& device, Algorithm
   return best;
 }
 
-// Null for "auto".
+// The algorithm by its name; null for "auto".
 const Algorithm* find_forced(const std::string& forced) {
   if (forced == "auto") return nullptr;
   std::string known = "auto";

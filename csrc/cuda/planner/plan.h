@@ -20,7 +20,7 @@ const std::vector<Device>& known_devices();
 // does not fit.
 Plan plan(const Request& request, const Device& device, const std::string& forced = "auto");
 
-// What was chosen from: the best plan of each algorithm that fits.
+// The plans that were chosen from: the best of each algorithm that fits.
 std::vector<Plan> alternatives(const Request& request, const Device& device);
 
 const char* name(Algorithm algorithm);

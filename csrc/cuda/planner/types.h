@@ -18,7 +18,7 @@ constexpr int kClusterSizes = 5;
 // Shared memory of a multiprocessor that the system takes for each block.
 constexpr int64_t kReservedShared = 1024;
 
-// What the planner wants to know of a GPU.
+// A GPU, as far as the planner wants to know it.
 struct Device {
   std::string name;
   int major = 0;  // compute capability
@@ -89,7 +89,8 @@ struct Plan {
   int vector_bytes = 0;
   bool overlap_launches = false;      // by programmatic dependent launch
   int blocks_per_multiprocessor = 0;  // persistent: that shared memory and registers have room for
-  // Of activations, over all launches, from a cache or not; values per channel are not counted.
+  // Bytes of activations over all launches, from a cache or not; values per channel are not
+  // counted.
   int64_t bytes_read = 0;
   int64_t bytes_written = 0;
   int64_t floor_bytes = 0;  // if each input were read once and each output written once
@@ -100,7 +101,7 @@ struct Plan {
   int64_t workspace_bytes = 0;
 };
 
-// At the start of a workspace: counters, then as many barriers.
+// A workspace starts with so many counters, then as many barriers.
 constexpr int kCounters = 4096;
 constexpr int64_t kZeroedBytes = 2 * kCounters * sizeof(unsigned);
 

@@ -166,8 +166,8 @@ class PivotedSums {
     count_ += kValues / kLanes;
   }
 
-  // With means counted from `pivot`, a value of each channel that all threads agree on: means
-  // of values that lie far from zero would lose the digits by which they differ.
+  // The moments of all values, with means counted from `pivot`, a value of each channel that all
+  // threads agree on: see PivotedMoments.
   FASTBN_DEVICE Moments<acc_t, kLanes> moments(const acc_t (&pivot)[kLanes]) const {
     Moments<acc_t, kLanes> moments;
     if (count_ == 0) return moments;

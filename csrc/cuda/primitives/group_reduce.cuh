@@ -23,7 +23,7 @@ class GroupPartials {
   FASTBN_DEVICE GroupPartials(void* memory, int channels, int64_t index)
       : pairs_(static_cast<Pair*>(memory) + index * kPairs * channels), channels_(channels) {}
 
-  // What another block of the cluster has in the same place of its shared memory.
+  // The partial results that another block of the cluster has in the same place of its memory.
   FASTBN_DEVICE GroupPartials of_peer(int split) const {
     return {gpu::peer_shared(pairs_, split), channels_, 0};
   }
@@ -118,7 +118,7 @@ FASTBN_DEVICE Value grid_reduce(const Mapping& mapping, const Geometry& geometry
                                 const Workspace& workspace, int cta_group, int phase, Value value,
                                 void* scratch) {
   const int splits = geometry.splits;
-  // Those of each split, and behind them the result.
+  // Partial results of a split by its index; behind the last split, the result of all.
   const auto partials = [&](int index) {
     const int64_t first = (int64_t{cta_group} * kPhases + phase) * (splits + 1);
     return GroupPartials<acc_t, Value>(workspace.partials, geometry.tile_channels, first + index);

@@ -10,7 +10,7 @@
 
 namespace fastbn::cuda {
 
-// For kernels that read `kTensors` activations.
+// The pipeline of a kernel that reads `kTensors` activations.
 template <typename Mapping, int kTensors>
 class Pipeline {
  public:
@@ -114,7 +114,7 @@ class Pipeline {
     gpu::arrive_when_copied(barrier(next_stage_));
   }
 
-  // By the first warp.
+  // Starts bulk copies of a tile's spans; the first warp alone calls it.
   FASTBN_DEVICE void copy_bulk(const Mapping& mapping, const Range& range) const {
     gpu::CopyBarrier* landed = barrier(next_stage_);
     const int lane = gpu::thread_index();

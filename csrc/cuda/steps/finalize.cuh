@@ -12,7 +12,7 @@ namespace fastbn::cuda {
 
 // --- Forward -------------------------------------------------------------------------------------
 
-// For one block of a launch. A batch may have been counted before.
+// Counts the batch, unless it was counted before; one block of a launch calls it.
 FASTBN_DEVICE void count_batch(const RunningStatistics& running) {
   if (running.num_batches_tracked == nullptr || running.counted || gpu::thread_index() != 0) return;
   const int64_t batches = gpu::load_coherent(running.num_batches_tracked);
@@ -45,12 +45,12 @@ class FinalStatistics {
         mean_(static_cast<acc_t>(mean)),
         count_(count) {}
 
-  // From all values of the channel.
+  // The statistics of a channel all of whose values this process has.
   FASTBN_DEVICE FinalStatistics(const TrainingForward& op, const PivotedMoments<acc_t>& all)
       : FinalStatistics(op, static_cast<double>(all.pivot) + all.moments.mean[0], all.moments.m2[0],
                         op.count) {}
 
-  // How to normalize.
+  // The coefficients that normalize by these statistics.
   FASTBN_DEVICE Affine<acc_t> affine(const ForwardInputs<acc_t>& inputs) const {
     return affine_of(statistics_.exact_mean, mean_, statistics_.invstd, inputs.weight, inputs.bias);
   }
@@ -103,7 +103,8 @@ FASTBN_DEVICE Affine<acc_t> combine_forward(const TrainingForward& op, int64_t c
   return statistics.affine(forward_inputs<acc_t>(op, channel, 0));
 }
 
-// How to normalize by given statistics. `save` as above.
+// The coefficients that normalize by given statistics. Of the blocks that share the channel one
+// passes `save`.
 template <typename acc_t>
 FASTBN_DEVICE Affine<acc_t> eval_affine(const EvalForward& op, int64_t channel, bool save) {
   const acc_t mean = static_cast<acc_t>(read(op.running_mean, channel));
@@ -126,7 +127,7 @@ FASTBN_DEVICE GradInputs<acc_t> grad_inputs(const Backward& op, int64_t channel)
   return {mean, invstd * static_cast<acc_t>(read_or(op.weight, channel, 1)), invstd};
 }
 
-// How to compute dx in training, from the sums over `count` values.
+// The coefficients of dx in training, from the sums over `count` values.
 template <typename acc_t>
 FASTBN_DEVICE GradAffine<acc_t> finalize_gradient(const GradInputs<acc_t>& inputs,
                                                   const GradSums<acc_t>& sums, double count) {
@@ -151,7 +152,7 @@ FASTBN_DEVICE void leave_grad_sums(const Backward& op, int64_t channel,
   });
 }
 
-// Combines the rows of partial results: how to compute dx.
+// Combines the rows of partial results into the coefficients of dx.
 template <typename acc_t>
 FASTBN_DEVICE GradAffine<acc_t> combine_backward(const Backward& op, int64_t channel) {
   const GradSums<double> all =

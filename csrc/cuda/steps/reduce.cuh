@@ -24,7 +24,8 @@ class ReduceStats {
     sums_.add(values);
   }
 
-  // With means counted from pivots, an array of the channel tile's channels.
+  // The moments of this thread's values, with means counted from `pivots`, an array of the channel
+  // tile's channels.
   FASTBN_DEVICE Moments<acc_t, Mapping::kLanes> result(const Mapping& mapping,
                                                        const acc_t* pivots) const {
     acc_t pivot[Mapping::kLanes];
