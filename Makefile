@@ -39,12 +39,12 @@ bench: $(installed)
 
 # From the folder of the tests, where the installed fastbn is found and not the source tree.
 test: $(installed)
-	$(python) tests/cuda_toolkit.py
+	$(python) -m tests.support.cuda_toolkit
 	cd tests && $(python) -m pytest
 
 # In an environment of its own, which is kept in the user's cache: its torch has 5 GB.
 test-cuda-build:
-	$(PYTHON) tests/cuda_build.py
+	$(PYTHON) -m tests.support.cuda_build
 
 lint: $(installed)
 	$(python) -m ruff check .

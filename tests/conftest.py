@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from devices import DEVICES, GPU, MISSING
 
 import fastbn
 from fastbn._backend import cpu_capability
+from tests.support.devices import DEVICES, GPU, MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[1]
 
 # Networks are compared whose convolutions must not be what differs.
 torch.backends.cudnn.deterministic = True
@@ -95,9 +97,15 @@ def _errors_stay_with_their_test(request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs Python in a process of its own, outside any source tree that would shadow fastbn."""
+    """Runs Python in a process of its own, outside any source tree that would shadow fastbn.
+
+    A script of ``-c`` finds the tests, behind everything that is installed.
+    """
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        if arguments[0] == "-c":
+            found = f"import sys; sys.path.append({str(ROOT)!r})\n"
+            arguments = ("-c", found + arguments[1], *arguments[2:])
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=tmp_path,

@@ -8,30 +8,28 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from case_checks import PARAMETERS, forward, statistics_of
-from tables import DTYPES, HALVES, SHAPES, Case, make
-from tolerances import AGAINST_STOCK_FLOAT64, assert_near
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastbn
+from tests.support import oracle
+from tests.support.case_checks import PARAMETERS, forward, statistics_of
+from tests.support.tables import DTYPES, HALVES, SHAPES, Case, make
+from tests.support.tolerances import AGAINST_STOCK_FLOAT64, assert_near
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-training_and_evaluation = pytest.mark.parametrize(
-    "training", [True, False], ids=["training", "evaluation"]
-)
+training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 IMAGE = Case("image-tiles", SHAPES["image-tiles"], "contiguous", torch.float32)
 
 
 # Numerical differentiation of everything PyTorch can ask for: backward, backward of a batch of
 # gradients, forward mode, and backward of backward. Rank, layout and mode choose the code; missing
 # vectors choose branches of the formulas.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("vectors", ["weight and bias", "weight", "bias", "neither"])
 @pytest.mark.parametrize(
     ("shape", "layout"),
@@ -70,7 +68,7 @@ def test_numerical_differentiation(
 
 
 # All subsets; not wanted gradients must stay None and not cost the others their value.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("wanted", list(product([True, False], repeat=3))[:-1], ids=str)
 def test_any_subset_of_gradients(
     wanted: tuple[bool, bool, bool], training: bool, device: str
@@ -79,7 +77,7 @@ def test_any_subset_of_gradients(
     for name, wants in zip(PARAMETERS, wanted, strict=True):
         getattr(tensors, name).requires_grad_(wants)
     statistics = statistics_of(tensors, training)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
     forward(tensors, training).backward(tensors.dy)
     for (name, quantity), wants in zip(PARAMETERS.items(), wanted, strict=True):
         gradient = getattr(tensors, name).grad
@@ -89,11 +87,11 @@ def test_any_subset_of_gradients(
             assert gradient is None
 
 
-@training_and_evaluation
+@training_and_eval
 def test_no_graph_where_none_is_wanted(training: bool, device: str) -> None:
     tensors = make(IMAGE, device)
     statistics = statistics_of(tensors, training)
-    expected = reference.output(tensors.x, tensors.weight, tensors.bias, statistics)
+    expected = oracle.output(tensors.x, tensors.weight, tensors.bias, statistics)
     before = tensors.running_mean.clone(), tensors.running_var.clone()
     plain = forward(tensors, training)
     leaves = replace(tensors, running_mean=before[0], running_var=before[1]).requiring_grad()
@@ -105,7 +103,7 @@ def test_no_graph_where_none_is_wanted(training: bool, device: str) -> None:
     assert torch.equal(plain, silent)
 
 
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_differentiable_backward_computes_the_same(
     dtype: torch.dtype, training: bool, device: str
@@ -113,7 +111,7 @@ def test_differentiable_backward_computes_the_same(
     """With create_graph another formula computes the gradients, to the same tolerance."""
     tensors = make(replace(IMAGE, dtype=dtype), device).requiring_grad()
     statistics = statistics_of(tensors, training)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
     leaves = (tensors.x, tensors.weight, tensors.bias)
     gradients = torch.autograd.grad(
         forward(tensors, training), leaves, tensors.dy, create_graph=True
@@ -123,7 +121,7 @@ def test_differentiable_backward_computes_the_same(
         assert_near(gradient, expected[quantity], quantity)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_gradient_penalty_is_that_of_stock(training: bool, device: str) -> None:
     """The usual reason for a second backward, through a network."""
     results = []
@@ -151,8 +149,8 @@ def test_evaluation_gradient_survives_training_of_the_same_module(
     with torch.no_grad():
         module.running_mean.copy_(evaluated.running_mean)
         module.running_var.copy_(evaluated.running_var)
-    statistics = reference.given_statistics(x, module.running_mean, module.running_var, module.eps)
-    expected = reference.gradients(evaluated.dy, x, module.weight, statistics, training=False)
+    statistics = oracle.given_statistics(x, module.running_mean, module.running_var, module.eps)
+    expected = oracle.gradients(evaluated.dy, x, module.weight, statistics, training=False)
 
     y = module.eval()(x)
     module.train()(10 * make(replace(IMAGE, dtype=dtype), device).x + 5)
@@ -170,14 +168,14 @@ def test_two_forwards_before_a_backward(device: str) -> None:
     torch.autograd.backward(outputs, [batch.dy for batch in batches])
     dweight = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
-        statistics = reference.batch_statistics(batch.x, module.eps)
-        expected = reference.gradients(batch.dy, batch.x, module.weight, statistics, True)
+        statistics = oracle.batch_statistics(batch.x, module.eps)
+        expected = oracle.gradients(batch.dy, batch.x, module.weight, statistics, True)
         assert_near(batch.x.grad, expected["dx"], "dx")
         dweight += expected["dweight"].value
     torch.testing.assert_close(module.weight.grad.cpu().double(), dweight, rtol=1e-5, atol=1e-4)
 
 
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_running_statistics_are_not_saved(dtype: torch.dtype, training: bool, device: str) -> None:
     """Neither they nor views of them; so nothing may ever overwrite what backward reads."""
@@ -202,8 +200,8 @@ def test_backward_of_a_kept_graph_gives_the_same_again(device: str) -> None:
     leaves = (tensors.x, tensors.weight, tensors.bias)
     first = torch.autograd.grad(y, leaves, tensors.dy, retain_graph=True)
     again = torch.autograd.grad(y, leaves, tensors.dy)
-    statistics = reference.batch_statistics(tensors.x, 1e-5)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
+    statistics = oracle.batch_statistics(tensors.x, 1e-5)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
     assert_near(first[0], expected["dx"], "dx")
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one, other)
@@ -212,10 +210,10 @@ def test_backward_of_a_kept_graph_gives_the_same_again(device: str) -> None:
 def test_result_may_be_changed_in_place(device: str) -> None:
     """Y is not needed for its own gradient, so an in-place activation behind it is legal."""
     tensors = make(IMAGE, device).requiring_grad()
-    statistics = reference.batch_statistics(tensors.x, 1e-5)
-    y = reference.output(tensors.x, tensors.weight, tensors.bias, statistics).value
+    statistics = oracle.batch_statistics(tensors.x, 1e-5)
+    y = oracle.output(tensors.x, tensors.weight, tensors.bias, statistics).value
     dy = tensors.dy * (y > 0).to(device)
-    expected = reference.gradients(dy, tensors.x, tensors.weight, statistics, True)
+    expected = oracle.gradients(dy, tensors.x, tensors.weight, statistics, True)
     F.relu(forward(tensors, True), inplace=True).backward(tensors.dy)
     assert_near(tensors.x.grad, expected["dx"], "dx")
     assert_near(tensors.bias.grad, expected["dbias"], "dbias")
@@ -234,8 +232,8 @@ def test_input_changed_in_place_is_noticed(device: str) -> None:
 
 def test_gradients_accumulate(device: str) -> None:
     tensors = make(IMAGE, device).requiring_grad()
-    statistics = reference.batch_statistics(tensors.x, 1e-5)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
+    statistics = oracle.batch_statistics(tensors.x, 1e-5)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
     forward(tensors, True).backward(tensors.dy)
     assert_near(tensors.x.grad, expected["dx"], "dx")
     once = tensors.x.grad.clone()
@@ -253,8 +251,8 @@ def test_saved_tensors_may_live_elsewhere(device: str) -> None:
             y = forward(tensors, True)
         y.backward(tensors.dy)
         results.append((tensors.x.grad, tensors.weight.grad, tensors.bias.grad))
-    statistics = reference.batch_statistics(tensors.x, 1e-5)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
+    statistics = oracle.batch_statistics(tensors.x, 1e-5)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, True)
     assert_near(results[1][0], expected["dx"], "dx")
     for plain, offloaded in zip(*results, strict=True):
         assert torch.equal(plain, offloaded)

@@ -44,7 +44,7 @@ def test_step_is_that_of_a_model_without_checkpoints(
 
 
 @both_ways
-def test_stock_behaviour_is_there_for_the_asking(use_reentrant: bool, device: str) -> None:
+def test_stock_behavior_is_there_for_the_asking(use_reentrant: bool, device: str) -> None:
     ours, stock = fastbn.BatchNorm2d(3, device=device), nn.BatchNorm2d(3, device=device)
     ours.update_on_recompute = True
     x = torch.randn(4, 3, 7, 7, device=device)

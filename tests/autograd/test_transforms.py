@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.nn.functional as F
-from stock_versions import TAKES_EPS_ZERO
-from tolerances import AGAINST_STOCK, AGAINST_STOCK_FLOAT64
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vjp, vmap
 
 import fastbn
+from tests.support.stock_versions import TAKES_EPS_ZERO
+from tests.support.tolerances import AGAINST_STOCK, AGAINST_STOCK_FLOAT64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     BatchNorm = Callable[..., Tensor]
     Draw = Callable[..., Tensor]
 
-training_and_evaluation = pytest.mark.parametrize(
-    "training", [True, False], ids=["training", "evaluation"]
-)
+training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 
 
 def same_of_both(transform: Callable[[BatchNorm], Any]) -> None:
@@ -53,7 +51,7 @@ def statistics(double: Draw, channels: int, training: bool) -> tuple[Tensor | No
     return (None, None) if training else (double(channels), double(channels).abs() + 0.5)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_jvp(training: bool, double: Draw) -> None:
     def transform(batch_norm: BatchNorm) -> Any:
         running = statistics(double, 3, training)
@@ -64,7 +62,7 @@ def test_jvp(training: bool, double: Draw) -> None:
     same_of_both(transform)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_forward_mode_dual_numbers(training: bool, double: Draw) -> None:
     """The same without torch.func; only some arguments have a tangent."""
 
@@ -78,7 +76,7 @@ def test_forward_mode_dual_numbers(training: bool, double: Draw) -> None:
     same_of_both(transform)
 
 
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("in_dims", [(0, None, None), (1, 0, None), (0, 0, 0), (None, 0, 0)])
 def test_vmap(in_dims: tuple[int | None, ...], training: bool, double: Draw) -> None:
     """Over x, over parameters, and over one of them alone."""
@@ -107,7 +105,7 @@ def test_vmap_updates_statistics_that_are_batched_too(double: Draw) -> None:
     same_of_both(transform)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_gradients_of_gradients(training: bool, double: Draw) -> None:
     def transform(batch_norm: BatchNorm) -> Any:
         running = statistics(double, 2, training)
@@ -122,7 +120,7 @@ def test_gradients_of_gradients(training: bool, double: Draw) -> None:
     same_of_both(transform)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_gradients_per_sample_of_a_batch_of_batches(training: bool, double: Draw) -> None:
     def transform(batch_norm: BatchNorm) -> Any:
         running = statistics(double, 3, training)
@@ -153,7 +151,7 @@ def network(namespace: Any, device: str) -> nn.Module:
     ).to(device, torch.float64)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_functional_call(training: bool, double: Draw, device: str) -> None:
     """Parameters and buffers from outside; those are updated, the module's own are not."""
     results = []
@@ -221,7 +219,7 @@ def test_16_bit_under_transforms_is_computed_in_float32(device: str) -> None:
 
 
 def test_replacing_batch_norm_modules_for_transforms(double: Draw, device: str) -> None:
-    """torch.func's own helper recognises fastbn's modules: it drops their running statistics."""
+    """torch.func's own helper recognizes fastbn's modules: it drops their running statistics."""
     model = network(fastbn, device)
     torch.func.replace_all_batch_norm_modules_(model)
     assert type(model[1]) is fastbn.BatchNorm2d

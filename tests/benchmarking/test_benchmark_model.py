@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 import fastbn
 
 # Behind everything else, so that fastbn is the one under test.
-sys.path.append(str(Path(__file__).parents[1]))
 pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
 pytest.importorskip("transformers", reason="benchmarks need the extra [bench]")
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import fastbn
 
 # Behind everything else, so that fastbn is the one under test.
-sys.path.append(str(Path(__file__).parents[1]))
 pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
 pytest.importorskip("tabulate", reason="benchmarks need the extra [bench]")
 
@@ -70,7 +69,9 @@ def test_rows(case: Case, device: str) -> None:
     rows, wrong = measure_case(case, {**BOTH, "stock nsc": PROVIDERS["stock nsc"]}, 0.001)
     assert wrong == []
     found = groups(row for row in rows if row.subject.cache == "warm")
-    other_layout = ["stock nsc"] if case.layout == "ncs" and len(case.shape.sizes) > 3 else []
+    other_layout = (
+        ["stock nsc"] if case.layout == "contiguous" and len(case.shape.sizes) > 3 else []
+    )
     moved = 1 if case.ending == "add+relu" else 0
     tensors = {"forward": 2 + moved, "backward": 3 + moved, "evaluation": 2 + moved}
     assert [group.subject.measured for group in found] == list(tensors)
@@ -88,7 +89,7 @@ def test_rows(case: Case, device: str) -> None:
 
 
 @pytest.mark.parametrize("tensors", [2, 3, 4])
-@pytest.mark.parametrize("layout", ["ncs", "nsc"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_copy_moves_as_many_bytes_as_the_pass(tensors: int, layout: str) -> None:
     case = Case("image", Shape((4, 16, 9, 6)), torch.bfloat16, layout)
     inputs = case.inputs()
@@ -142,7 +143,7 @@ RESULTS = ["y", "dx", "dweight", "dbias", "running_mean", "running_var", "evalua
 
 def spoiled_in(result: str, ending: Ending, device: str) -> str:
     """The sentence about it, after seeing that the others were timed."""
-    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "ncs", ending, device)
+    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", ending, device)
     spoiled = Provider(lambda case: Spoiled(case, result))
     rows, (sentence,) = measure_case(case, {**BOTH, "spoiled": spoiled}, 0.001)
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
@@ -174,14 +175,14 @@ def test_failing_providers_do_not_stop_the_others(device: str) -> None:
     def fail(case: Case) -> nn.Module:
         raise RuntimeError("no kernel")
 
-    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "ncs", device=device)
+    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", device=device)
     rows, wrong = measure_case(case, {**BOTH, "other": Provider(fail)}, 0.001)
     assert wrong == ["other, 4x3x5x5 float32 ncs: no kernel"]
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
 
 
 def test_compiled_is_stock_compiled() -> None:
-    case = Case("image", Shape((4, 8, 6, 6)), torch.float32, "nsc", "add+relu")
+    case = Case("image", Shape((4, 8, 6, 6)), torch.float32, "channels_last", "add+relu")
     module = PROVIDERS["compiled"].build(case)
     assert isinstance(module, torch._dynamo.OptimizedModule)
     assert type(module.norm) is nn.BatchNorm2d
@@ -216,12 +217,12 @@ class InPlace(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, invstd, weight, bias = ctx.saved_tensors
         dims, shape = [0, 2, 3], (1, -1, 1, 1)
-        normalised = (y.float() - bias.view(shape)) / weight.view(shape)
+        normalized = (y.float() - bias.view(shape)) / weight.view(shape)
         gradient = dy.float()
-        dbias, dweight = gradient.sum(dims), (gradient * normalised).sum(dims)
+        dbias, dweight = gradient.sum(dims), (gradient * normalized).sum(dims)
         count = dy.numel() // len(weight)
-        centred = gradient - (dbias.view(shape) + normalised * dweight.view(shape)) / count
-        dy.copy_(centred * invstd * weight.view(shape))
+        centered = gradient - (dbias.view(shape) + normalized * dweight.view(shape)) / count
+        dy.copy_(centered * invstd * weight.view(shape))
         return dy, None, dweight, dbias
 
 
@@ -267,7 +268,7 @@ def others_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("others_installed")
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("layout", ["ncs", "nsc"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_other_packages(ending: Ending, layout: str) -> None:
     """They take part where they are there, each in its own layout and memory."""
     found = providers.available(PROVIDERS)
@@ -287,7 +288,7 @@ def test_overhead_and_memory_with_a_package_that_overwrites(device: str) -> None
     """What it saves is what it wrote over x: no tensor beyond that, and none for dx."""
     some = {**BOTH, "inplace_abn": PROVIDERS["inplace_abn"]}
     assert {row.provider for row in measure_overhead(some, 0.01)[0]} == set(BOTH)
-    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "ncs", device=device)
+    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", device=device)
     found = {g.subject.measured: g for g in groups(measure_memory([case], some)[0])}
     saved = found["saved"].rows["inplace_abn"].value.median / case.tensor_bytes
     assert 1 <= saved < 1.1
@@ -299,7 +300,7 @@ def test_missing_packages_are_left_out() -> None:
 
 def test_apex_is_only_given_what_it_takes() -> None:
     takes = PROVIDERS["apex"].takes
-    case = Case("image", Shape((4, 8, 6, 6)), torch.float16, "nsc", device="cuda")
+    case = Case("image", Shape((4, 8, 6, 6)), torch.float16, "channels_last", device="cuda")
     assert takes(case)
     assert not takes(replace(case, dtype=torch.bfloat16))
     assert not takes(replace(case, device="cpu"))
@@ -323,7 +324,7 @@ def test_overhead_has_the_passes(device: str) -> None:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_memory_is_what_tensors_take(ending: Ending, device: str) -> None:
     """Kept is x, and y where ReLU needs it; y, dx and what ReLU lets through are made."""
-    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "ncs", ending, device)
+    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", ending, device)
     found = {g.subject.measured: g for g in groups(measure_memory([case], BOTH)[0])}
     tensors = {"plain": (1, 2), "relu": (2, 3), "add+relu": (2, 3)}[ending]
     for measured, count in zip(("saved", "peak"), tensors, strict=True):
@@ -374,7 +375,9 @@ def test_shapes_have_the_layers_of_resnet50() -> None:
 
 def made_up_comparison(copy: float, **seconds: float) -> algorithms.Comparison:
     """As if a GPU had taken so long."""
-    case = Case("resnet50", Shape((256, 64, 56, 56), 6), torch.bfloat16, "ncs", device="cuda")
+    case = Case(
+        "resnet50", Shape((256, 64, 56, 56), 6), torch.bfloat16, "contiguous", device="cuda"
+    )
     question = {"dtype": torch.bfloat16, "device": "h200"}
     shape = (256, 64, 56, 56)
     plans = {name: fastbn.plan(shape, algorithm=name, **question) for name in seconds}

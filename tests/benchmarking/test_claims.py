@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 # Behind everything else, so that fastbn is the one under test.
-sys.path.append(str(Path(__file__).parents[1]))
 pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
 pytest.importorskip("matplotlib", reason="benchmarks need the extra [bench]")
 pytest.importorskip("sklearn", reason="benchmarks need the extra [bench]")
@@ -34,7 +32,7 @@ def test_scale_and_shift_restore_the_identity() -> None:
     assert max(finding.figures.values()) <= 4
 
 
-def test_normalising_outside_the_gradient_blows_up() -> None:
+def test_normalizing_outside_the_gradient_blows_up() -> None:
     finding = arithmetic.outside_the_gradient(steps=600)
     # 2 times the rate and the mean that is out of reach, every step.
     assert finding.figures["bias outside"] == pytest.approx(600 * 0.2, rel=0.1)
@@ -42,7 +40,7 @@ def test_normalising_outside_the_gradient_blows_up() -> None:
     assert finding.figures["change of the loss"] < 1e-12
 
 
-def test_each_feature_is_normalised_on_its_own() -> None:
+def test_each_feature_is_normalized_on_its_own() -> None:
     finding = arithmetic.each_feature_on_its_own()
     assert finding.held
     assert max(finding.figures.values()) < 1e-5
@@ -64,12 +62,12 @@ def test_higher_learning_rates_train() -> None:
 
 
 def test_network_is_that_of_the_paper() -> None:
-    plain, normalised = build(batch_norm=False), build(batch_norm=True, dropout=True)
-    parameters = [sum(p.numel() for p in model.parameters()) for model in (plain, normalised)]
+    plain, normalized = build(batch_norm=False), build(batch_norm=True, dropout=True)
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (plain, normalized)]
     assert parameters[0] == 64 * 100 + 2 * 100 * 100 + 3 * 100 + 1010
     # A scale and a shift for each unit instead of a bias.
     assert parameters[1] == parameters[0] + 3 * 100
-    assert normalised(torch.rand(5, 1, 8, 8)).shape == (5, 10)
+    assert normalized(torch.rand(5, 1, 8, 8)).shape == (5, 10)
 
 
 def test_runs_are_repeatable() -> None:

@@ -12,12 +12,11 @@ import math
 import sys
 from typing import Any
 
-import tables
 import torch
 
-from . import Scale, verify
+from tests.support import tables
 
-_LAYOUTS = {"ncs": "contiguous", "nsc": "channels_last"}
+from . import Scale, verify
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -31,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="bfloat16"
     )
-    parser.add_argument("--layout", choices=_LAYOUTS, default="ncs")
+    parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
     parser.add_argument("--device", default="h200", help="a GPU that the planner knows")
     parser.add_argument(
         "--multiprocessors", type=int, default=0, help="of the device, if not all that it has"
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """The operation on random tensors, as the object that is printed."""
     torch.manual_seed(options.seed)
     dtype = getattr(torch, options.dtype)
-    layout = _LAYOUTS[options.layout] if len(options.shape) > 2 else "contiguous"
+    layout = options.layout if len(options.shape) > 2 else "contiguous"
     tensors = tables.make(tables.Case("given", options.shape, layout, dtype))
     operation = verify.verify_backward if options.op == "backward" else verify.verify_forward
     verdict = operation(
@@ -81,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "algorithm": report.algorithm,
         "mapping": report.mapping,
         "launches": len(report.launches),
-        "grid": [launch["blocks"] for launch in report.launches],
+        "persistent_grid": [launch["blocks"] for launch in report.launches],
         "block": [launch["threads"] for launch in report.launches],
         "read_bytes_per_element": report.read_bytes / elements,
         "write_bytes_per_element": report.written_bytes / elements,
@@ -93,7 +92,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "schedules_differ": verdict.schedules_differ,
         "access_sizes": {key: _histogram(parts, key) for key in ("loads", "stores")},
         "bulk_copies": report.activations["bulk_copies"],
-        "cluster": [launch["cluster"] for launch in report.launches],
+        "persistent_cluster": [launch["persistent_cluster"] for launch in report.launches],
         "barriers": [launch["barriers"] for launch in report.launches],
         "cluster_barriers": [launch["cluster_barriers"] for launch in report.launches],
         "shared_bytes_per_block": max(launch["shared_bytes"] for launch in report.launches),

@@ -38,7 +38,7 @@ def _folder(root: Path, sanitize: bool) -> Path:
 def load() -> None:
     """Compiles what has changed since the last time and registers ``torch.ops.fastbn_cudasim``.
 
-    With FASTBN_CUDASIM_SANITIZE=1 by the address and undefined-behaviour sanitizers, whose runtime
+    With FASTBN_CUDASIM_SANITIZE=1 by the address and undefined-behavior sanitizers, whose runtime
     the process must have been started with.
     """
     sanitize = os.environ.get("FASTBN_CUDASIM_SANITIZE") == "1"

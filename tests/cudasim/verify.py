@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import reference
 import torch
-from tolerances import assert_near
+
+from tests.support import oracle
+from tests.support.tolerances import assert_near
 
 from . import WHOLE, Report, Scale, backward, forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reference import Expected
-    from tables import Tensors
     from torch import Tensor
+
+    from tests.support.oracle import Expected
+    from tests.support.tables import Tensors
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -92,7 +94,7 @@ def verify_forward(
 
     Args:
         tensors: the arguments; left as they are.
-        training: whether to normalise by the batch's statistics.
+        training: whether to normalize by the batch's statistics.
         device: name of a known GPU.
         scale: how much of it there is.
         algorithm: ``auto``, or one to force.
@@ -125,15 +127,15 @@ def verify_forward(
         return {**results, "running_mean": running_mean, "running_var": running_var}, report
 
     if training:
-        statistics = reference.batch_statistics(x, EPS)
+        statistics = oracle.batch_statistics(x, EPS)
     else:
         given = (tensors.running_mean, tensors.running_var)
-        statistics = reference.given_statistics(x, *given, EPS)
-    expected = {"y": reference.output(x, weight, bias, statistics)}
-    expected.update(reference.saved_statistics(statistics))
+        statistics = oracle.given_statistics(x, *given, EPS)
+    expected = {"y": oracle.output(x, weight, bias, statistics)}
+    expected.update(oracle.saved_statistics(statistics))
     if training:
         before = (tensors.running_mean, tensors.running_var)
-        expected.update(reference.running_statistics(statistics, *before, MOMENTUM))
+        expected.update(oracle.running_statistics(statistics, *before, MOMENTUM))
     return _judge(run, expected, seeds, condition)
 
 
@@ -161,10 +163,10 @@ def verify_backward(
         condition: see verify_forward.
     """
     if training:
-        statistics = reference.batch_statistics(tensors.x, EPS)
+        statistics = oracle.batch_statistics(tensors.x, EPS)
     else:
         given = (tensors.running_mean, tensors.running_var)
-        statistics = reference.given_statistics(tensors.x, *given, EPS)
+        statistics = oracle.given_statistics(tensors.x, *given, EPS)
     saved = torch.float64 if tensors.x.dtype == torch.float64 else torch.float32
     mean, invstd = statistics.mean.to(saved), statistics.invstd.to(saved)
 
@@ -185,5 +187,5 @@ def verify_backward(
         names = ("dx", "dweight", "dbias")
         return {n: g for n, g, wanted in zip(names, gradients, want, strict=True) if wanted}, report
 
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
     return _judge(run, expected, seeds, condition)

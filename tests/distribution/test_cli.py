@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from devices import DEVICES
 
 import fastbn
 from fastbn import __main__ as cli
-from fastbn.networks import RESNET50
+from fastbn.planning.networks import RESNET50
+from tests.support.devices import DEVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def words(row: str) -> str:
     return " ".join(row.split())
 
 
-@pytest.mark.parametrize("layout", ["ncs", "nsc"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("op", "ops"),
     [
@@ -107,9 +107,23 @@ def test_plan_as_json(
         plan = fastbn.plan(
             row["shape"], dtype="bfloat16", layout=layout, op=row["op"], device="h200"
         )
-        for name in ("algorithm", "launches", "bytes_moved", "floor_bytes", "grid", "block"):
+        for name in (
+            "algorithm",
+            "launches",
+            "bytes_moved",
+            "floor_bytes",
+            "persistent_grid",
+            "block",
+        ):
             assert row[name] == getattr(plan, name)
-        for name in ("cluster", "shared_bytes", "vector_bytes", "mapping", "slabs", "parts"):
+        for name in (
+            "persistent_cluster",
+            "shared_bytes",
+            "vector_bytes",
+            "mapping",
+            "channel_tiles",
+            "splits",
+        ):
             assert row[name] == getattr(plan, name)
 
     totals = told["totals"]
@@ -131,7 +145,7 @@ def test_plan_as_json(
 
 
 def test_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    forced = ("--layout", "nsc", "--algorithm", "split")
+    forced = ("--layout", "channels_last", "--algorithm", "two_pass")
     title, empty, header, *rows = planned(capsys, *GIVEN, *forced).splitlines()
     assert title.startswith("resnet50, batch 256, bfloat16 nsc on h200; ")
     assert empty == ""
@@ -162,10 +176,10 @@ def test_plan_with_a_forced_algorithm(
         told = json.loads(planned(capsys, *GIVEN, *arguments, "--json"))
         return {row["algorithm"] for row in told["layers"]}
 
-    assert algorithms("--algorithm", "split") == {"split"}
-    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "split")
-    assert algorithms() == {"split"}
-    assert algorithms("--algorithm", "auto") == {"cluster", "grid"}
+    assert algorithms("--algorithm", "two_pass") == {"two_pass"}
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "two_pass")
+    assert algorithms() == {"two_pass"}
+    assert algorithms("--algorithm", "auto") == {"persistent_cluster", "persistent_grid"}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +216,7 @@ def test_plan_refuses_an_environment_it_does_not_understand(
 
 def test_plan_in_a_process_of_its_own(run_python: RunPython) -> None:
     """Where the environment is what the shell has, and plans come without a traceback."""
-    done = run_python("-m", "fastbn", "plan", *GIVEN, FASTBN_CUDA_ALGORITHM="split")
+    done = run_python("-m", "fastbn", "plan", *GIVEN, FASTBN_CUDA_ALGORITHM="two_pass")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" split ") == 2 * len(RESNET50)
     assert "Traceback" not in done.stderr

@@ -11,13 +11,13 @@ import tarfile
 from importlib.metadata import files, metadata, requires
 from pathlib import Path
 
-import cuda_toolkit
 import pytest
 import torch
 
 import fastbn
+from tests.support import cuda_toolkit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 in_source_tree = pytest.mark.skipif(
     not (ROOT / "setup.py").exists(), reason="the source tree is not there"
 )

@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-import reference
 import torch
-from case_checks import EPS, check
-from devices import GPU, MISSING, REQUIRED, kernels
-from tables import DTYPES, Case, Tensors, make
-from tolerances import assert_near, rounding_error
 from torch import nn
-from training_step import SHAPES, Step, assert_same_bits
 
 import fastbn
 from fastbn.ops import batch_norm_backward, batch_norm_training
+from tests.support import oracle
+from tests.support.case_checks import EPS, check
+from tests.support.devices import GPU, MISSING, REQUIRED, kernels
+from tests.support.tables import DTYPES, Case, Tensors, make
+from tests.support.tolerances import assert_near, rounding_error
+from tests.support.training_step import SHAPES, Step, assert_same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ def test_two_streams_at_once(size: str, layout: str) -> None:
         assert_same_bits(kept + step.state(), repeat(twin, 15) + twin.state())
 
 
-@pytest.mark.parametrize("size", ["tiny", "parts"])
+@pytest.mark.parametrize("size", ["one_block", "splits"])
 def test_threads_with_streams_of_their_own(size: str) -> None:
     steps = [Step.make(SHAPES[size]) for _ in range(4)]
     twins = [step.twin() for step in steps]
@@ -119,7 +119,7 @@ def test_calls_in_a_row_wait_for_each_other(size: str, layout: str) -> None:
 
 def test_workspace_grows_while_it_is_in_use() -> None:
     """A wide matrix needs more of it than calls of its stream before and after."""
-    shapes = [SHAPES["parts"], (8, 200_000), SHAPES["parts"], (8, 400_000), SHAPES["large"]]
+    shapes = [SHAPES["splits"], (8, 200_000), SHAPES["splits"], (8, 400_000), SHAPES["large"]]
     steps = [Step.make(shape) for shape in shapes]
     twins = [step.twin() for step in steps]
     torch.cuda.synchronize()
@@ -154,7 +154,7 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("momentum", [0.1, None])
 @each_size
 def test_host_does_not_wait(size: str, momentum: float | None, training: bool) -> None:
@@ -210,7 +210,7 @@ def test_launches(size: str, layout: str) -> None:
     evaluation = kernels(torch.no_grad()(lambda: module.eval()(x)))
     launched = {"forward": forward, "backward": backward, "eval": evaluation}
     most = {"forward": 1, "backward": 1, "eval": 1}
-    if size != "tiny":
+    if size != "one_block":
         most.update(forward=2, backward=2)
     for op, names in launched.items():
         plan = fastbn.plan(x, op=op)
@@ -270,7 +270,7 @@ def test_work_goes_to_the_gpu_of_the_input(size: str) -> None:
 
 
 # Gradients of vectors alone leave no result that x and dy could be out of step with.
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("behind", [1, 2, 3, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inputs_equally_far_behind_a_vector(
@@ -284,11 +284,11 @@ def test_inputs_equally_far_behind_a_vector(
     x, dy = (row[behind : behind + tensors.x.numel()].view(case.shape) for row in memory)
     x.copy_(tensors.x), dy.copy_(tensors.dy)
     if training:
-        statistics = reference.batch_statistics(x, EPS)
+        statistics = oracle.batch_statistics(x, EPS)
     else:
         vectors = tensors.running_mean, tensors.running_var
-        statistics = reference.given_statistics(x, *vectors, EPS)
-    expected = reference.gradients(dy, x, tensors.weight, statistics, training)
+        statistics = oracle.given_statistics(x, *vectors, EPS)
+    expected = oracle.gradients(dy, x, tensors.weight, statistics, training)
     saved = [s.to(GPU, tensors.weight.dtype) for s in (statistics.mean, statistics.invstd)]
     wanted = (False, True, True)
     results = batch_norm_backward(dy, x, tensors.weight, *saved, training, *wanted)
@@ -430,9 +430,9 @@ def test_training_step_under_autocast(dtype: torch.dtype, layout: str) -> None:
     for norm, (into, out) in zip(norms, passed, strict=True):
         assert into.dtype == out.dtype == dtype
         assert norm.weight.grad.dtype == norm.running_var.dtype == torch.float32
-        statistics = reference.batch_statistics(into, norm.eps)
-        assert_near(out, reference.output(into, norm.weight, norm.bias, statistics), "y")
-        expected = reference.gradients(out.grad, into, norm.weight, statistics, True)
+        statistics = oracle.batch_statistics(into, norm.eps)
+        assert_near(out, oracle.output(into, norm.weight, norm.bias, statistics), "y")
+        expected = oracle.gradients(out.grad, into, norm.weight, statistics, True)
         assert_near(into.grad, expected["dx"], "dx")
         assert_near(norm.weight.grad, expected["dweight"], "dweight")
     scaler.step(optimizer)

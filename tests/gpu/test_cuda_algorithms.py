@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from devices import GPU, MISSING, REQUIRED
 
 import fastbn
+from tests.support.devices import GPU, MISSING, REQUIRED
 
 if TYPE_CHECKING:
     import subprocess
@@ -24,12 +23,11 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("gpu")]
 # In a process of its own, as the choice is made once. New memory is full of NaNs there, so no
 # element can be left as it was before.
 CHECK = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from case_checks import check
-from devices import kernels
-from tables import Case, hard_cases, make, small_cases
-from tolerances import CONDITION
+import torch
+from tests.support.case_checks import check
+from tests.support.devices import kernels
+from tests.support.tables import Case, hard_cases, make, small_cases
+from tests.support.tolerances import CONDITION
 import fastbn
 torch.use_deterministic_algorithms(True)
 def fits(x):
@@ -46,27 +44,33 @@ x = make(Case("any", (16, 8, 40, 40), "contiguous", torch.float32), {gpu!r}).x
 print(count, kernels(lambda: fastbn.batch_norm(x, None, None, training=True))[0])
 """
 # By how many of the cases they fit at least.
-ALGORITHMS = {"split": 300, "tiny": 300, "resident": 40, "cluster": 40, "grid": 40}
+ALGORITHMS = {
+    "two_pass": 300,
+    "one_block": 300,
+    "persistent_block": 40,
+    "persistent_cluster": 40,
+    "persistent_grid": 40,
+}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_each_algorithm_computes_all_cases(algorithm: str, run_python: RunPython) -> None:
     if algorithm not in dict(fastbn.plan((16, 8, 40, 40), device=GPU).considered):
         pytest.skip(f"this GPU has no {algorithm}")
-    script = CHECK.format(tests=str(Path(__file__).parent), gpu=GPU, algorithm=algorithm)
+    script = CHECK.format(gpu=GPU, algorithm=algorithm)
     done = run_python("-c", script, FASTBN_CUDA_ALGORITHM=algorithm)
     assert done.returncode == 0, done.stderr[-2000:]
     count, kernel = done.stdout.split()
     assert int(count) > ALGORITHMS[algorithm]
-    prefix = algorithm if algorithm in ("split", "tiny") else "onchip"
-    assert kernel.startswith(f"fastbn::{prefix}")
+    family = algorithm if algorithm in ("two_pass", "one_block") else "persistent"
+    assert kernel.startswith(f"fastbn::{family}_")
 
 
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [
         ("fastest", "FASTBN_CUDA_ALGORITHM: there is no algorithm 'fastest'"),
-        ("tiny", "FASTBN_CUDA_ALGORITHM: algorithm 'tiny' does not fit: momentum=None"),
+        ("one_block", "FASTBN_CUDA_ALGORITHM: algorithm 'one_block' does not fit: momentum=None"),
     ],
     ids=["unknown", "unfitting"],
 )

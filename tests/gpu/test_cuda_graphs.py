@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from devices import GPU, MISSING, REQUIRED
 from torch import nn
 from torch._dynamo.utils import counters
-from training_step import SHAPES, Step, assert_same_bits
 
 import fastbn
+from tests.support.devices import GPU, MISSING, REQUIRED
+from tests.support.training_step import SHAPES, Step, assert_same_bits
 
 if TYPE_CHECKING:
     import subprocess
@@ -69,9 +69,7 @@ def test_replays_of_evaluation(size: str, layout: str) -> None:
 
 
 FIRST_CALL = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-import test_cuda_graphs as graphs
+from tests.gpu import test_cuda_graphs as graphs
 step = graphs.Step.make(graphs.SHAPES[{size!r}])
 twin = step.twin()
 graph, results = graphs.capture(step)
@@ -81,15 +79,13 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("size", ["tiny", "parts"])
+@pytest.mark.parametrize("size", ["one_block", "splits"])
 def test_first_call_of_all_is_captured(
     size: str,
-    request: pytest.FixtureRequest,
     run_python: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """In a process of its own: no kernel is loaded there yet, and no memory set aside."""
-    tests = str(request.path.parent)
-    done = run_python("-c", FIRST_CALL.format(tests=tests, size=size))
+    done = run_python("-c", FIRST_CALL.format(size=size))
     assert done.stdout.strip() == "same", done.stderr[-2000:]
 
 
@@ -144,7 +140,7 @@ def test_two_graphs_at_once(size: str) -> None:
 
 def test_graph_outlives_the_next_one() -> None:
     """Capturing another, and dropping that, leaves the first one's memory alone."""
-    first = Step.make(SHAPES["parts"])
+    first = Step.make(SHAPES["splits"])
     twin = first.twin()
     graph, results = capture(first)
     for _ in range(3):
@@ -160,7 +156,7 @@ def test_graph_outlives_the_next_one() -> None:
 
 def test_several_sizes_in_one_graph() -> None:
     """Among them one that needs more memory than those before it."""
-    shapes = [SHAPES["parts"], (8, 200_000), SHAPES["tiny"], SHAPES["large"], (8, 400_000)]
+    shapes = [SHAPES["splits"], (8, 200_000), SHAPES["one_block"], SHAPES["large"], (8, 400_000)]
     steps = [Step.make(shape) for shape in shapes]
     twins = [step.twin() for step in steps]
     graph, results = capture(lambda: [result for step in steps for result in step()])

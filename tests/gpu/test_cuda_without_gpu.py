@@ -82,6 +82,6 @@ def test_operators_say_what_is_missing() -> None:
         with pytest.raises(RuntimeError, match=NO_GPU):
             operators.batch_norm_training(x, None, None, None, None, None, 0.1, 1e-5)
         with pytest.raises(RuntimeError, match=NO_GPU):
-            operators.batch_norm_inference(x, None, None, vector, vector, 1e-5, False)
+            operators.batch_norm_eval(x, None, None, vector, vector, 1e-5, False)
         with pytest.raises(RuntimeError, match=NO_GPU):
             operators.batch_norm_backward(x, x, None, vector, vector, True, True, True, True)

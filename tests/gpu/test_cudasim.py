@@ -9,18 +9,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cudasim
 import pytest
-import tables
 import torch
-from cudasim import build
-from cudasim.verify import Verdict, verify_backward, verify_forward
-from tolerances import CONDITION
 
-ON_CHIP = "test_cudasim_on_chip.py"
+from tests import cudasim
+from tests.cudasim import build
+from tests.cudasim.verify import Verdict, verify_backward, verify_forward
+from tests.support import tables
+from tests.support.tolerances import CONDITION
+
+PERSISTENT = "test_cudasim_on_chip.py"
 SCHEDULES = range(2)
 # Elements of a channel up to which a block of its own is ever given to it.
-TINY = 32 << 10
+ONE_BLOCK = 32 << 10
 
 
 def assert_right(verdict: Verdict) -> None:
@@ -42,9 +43,11 @@ def test_results(case: tables.Case) -> None:
     for operation in (verify_forward, verify_backward):
         for training in (True, False):
             arguments = {"training": training, "condition": condition, "seeds": SCHEDULES}
-            assert_right(operation(tensors, algorithm="split", **arguments))
-        if sizes(case)[1] <= TINY:
-            verdict = operation(tensors, algorithm="tiny", condition=condition, seeds=SCHEDULES)
+            assert_right(operation(tensors, algorithm="two_pass", **arguments))
+        if sizes(case)[1] <= ONE_BLOCK:
+            verdict = operation(
+                tensors, algorithm="one_block", condition=condition, seeds=SCHEDULES
+            )
             assert_right(verdict)
             assert len(verdict.report.launches) == 1
 
@@ -55,7 +58,7 @@ def test_devices(device: str, layout: str) -> None:
     """Their numbers of multiprocessors cut the same tensor into other parts."""
     case = tables.Case("parts", (16, 24, 56, 56), layout, torch.bfloat16)
     for operation in (verify_forward, verify_backward):
-        assert_right(operation(tables.make(case), device=device, algorithm="split"))
+        assert_right(operation(tables.make(case), device=device, algorithm="two_pass"))
 
 
 MIXES = [
@@ -66,7 +69,7 @@ MIXES = [
 
 
 @pytest.mark.parametrize("dtypes", MIXES, ids=str)
-@pytest.mark.parametrize("algorithm", ["split", "tiny"])
+@pytest.mark.parametrize("algorithm", ["two_pass", "one_block"])
 def test_dtypes_of_vectors(
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype], algorithm: str
 ) -> None:
@@ -78,7 +81,7 @@ def test_dtypes_of_vectors(
     assert_right(verify_backward(tensors, algorithm=algorithm))
 
 
-@pytest.mark.parametrize("algorithm", ["split", "tiny"])
+@pytest.mark.parametrize("algorithm", ["two_pass", "one_block"])
 def test_no_parameters(algorithm: str) -> None:
     case = tables.Case("bare", (4, 24, 9, 8), "contiguous", torch.float32)
     tensors = replace(tables.make(case), weight=None, bias=None)
@@ -95,7 +98,7 @@ def test_subsets_of_gradients(want: tuple[int, int, int], training: bool) -> Non
     tensors = tables.make(tables.Case("some", (5, 24, 9, 8), "channels_last", torch.float16))
     dx, dweight, dbias = map(bool, want)
     verdict = verify_backward(
-        tensors, training=training, want=(dx, dweight, dbias), algorithm="split"
+        tensors, training=training, want=(dx, dweight, dbias), algorithm="two_pass"
     )
     assert_right(verdict)
     elements = tensors.x.numel() * tensors.x.element_size()
@@ -115,7 +118,7 @@ def test_cumulative_average(counted: bool) -> None:
     var = running_var + share * (x.var((0, 2)) - running_var)
     statistics = (running_mean, running_var, batches)
     _, report = cudasim.forward(x, None, None, *statistics, momentum=None)
-    assert report.algorithm == "split"
+    assert report.algorithm == "two_pass"
     torch.testing.assert_close(running_mean, mean)
     torch.testing.assert_close(running_var, var)
     assert batches is None or int(batches) == 4
@@ -136,12 +139,20 @@ def test_strided_vectors() -> None:
 # Passes over memory: tensors read and written, each once.
 PASSES = {"forward": (2, 1), "backward": (4, 1), "eval": (1, 1)}
 REQUIRED = [
-    *((op, "16,64,28,28", "bfloat16", lay) for op in PASSES for lay in ("ncs", "nsc")),
-    *((op, "8,3,7,5", "float32", "ncs") for op in PASSES),
-    *((op, "64,100", "float16", "ncs") for op in PASSES),
-    *((op, "2,65,4,6,5", "bfloat16", "nsc") for op in PASSES),
-    *((op, "1,1,1,2", "float64", "ncs") for op in PASSES),
-    *((op, "4,32,57,57", "bfloat16", lay) for op in PASSES for lay in ("ncs", "nsc")),
+    *(
+        (op, "16,64,28,28", "bfloat16", lay)
+        for op in PASSES
+        for lay in ("contiguous", "channels_last")
+    ),
+    *((op, "8,3,7,5", "float32", "contiguous") for op in PASSES),
+    *((op, "64,100", "float16", "contiguous") for op in PASSES),
+    *((op, "2,65,4,6,5", "bfloat16", "channels_last") for op in PASSES),
+    *((op, "1,1,1,2", "float64", "contiguous") for op in PASSES),
+    *(
+        (op, "4,32,57,57", "bfloat16", lay)
+        for op in PASSES
+        for lay in ("contiguous", "channels_last")
+    ),
 ]
 
 
@@ -156,7 +167,7 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("op", "shape", "dtype", "layout"), REQUIRED)
-@pytest.mark.parametrize("algorithm", ["auto", "split"])
+@pytest.mark.parametrize("algorithm", ["auto", "two_pass"])
 def test_traffic(op: str, shape: str, dtype: str, layout: str, algorithm: str) -> None:
     """Activations to the byte; with everything else within 2% where there is anything to read."""
     options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
@@ -169,13 +180,13 @@ def test_traffic(op: str, shape: str, dtype: str, layout: str, algorithm: str) -
     elements = torch.Size(outcome["shape"]).numel()
     reads, writes = PASSES[op]
     # Each channel's first element is read once more per block, to count means from.
-    extra = sum(outcome["grid"]) * outcome["shape"][1] * itemsize / elements
+    extra = sum(outcome["persistent_grid"]) * outcome["shape"][1] * itemsize / elements
     read = outcome["activation_read_bytes_per_element"]
     # What stays on chip is read once.
-    least = reads if outcome["algorithm"] in ("split", "tiny", "elementwise") else reads / 2
+    least = reads if outcome["algorithm"] in ("two_pass", "one_block", "elementwise") else reads / 2
     assert least * itemsize <= read <= reads * itemsize + (extra if op == "forward" else 0)
     assert outcome["activation_write_bytes_per_element"] == writes * itemsize
-    if elements * itemsize > 1 << 20 and algorithm == "split":
+    if elements * itemsize > 1 << 20 and algorithm == "two_pass":
         assert outcome["read_bytes_per_element"] <= 1.02 * reads * itemsize
         assert outcome["write_bytes_per_element"] <= 1.02 * writes * itemsize
 
@@ -226,87 +237,89 @@ def test_simulator_tests_itself(sanitize: bool, tmp_path: Path) -> None:
 # and what is said of it; None where nothing is wrong but that schedules differ.
 FAULTS = {
     "removed-barrier": (
-        "device/reduce.cuh",
-        "  gpu::sync_block();\n  return merge_lists",
-        "  return merge_lists",
-        ["--shape", "4,64,16,16", "--layout", "nsc"],
+        "primitives/block_reduce.cuh",
+        "  gpu::sync_block();\n  return reduce_lists<Lane>",
+        "  return reduce_lists<Lane>",
+        ["--shape", "4,64,16,16", "--layout", "channels_last"],
         None,
     ),
     "removed-barrier-in-a-loop": (
-        "device/reduce.cuh",
+        "primitives/block_reduce.cuh",
         "scratch[(row - 1) * columns + column] = value;\n    gpu::sync_block();",
         "scratch[(row - 1) * columns + column] = value;",
         ["--shape", "4,8,16,16"],
         "instead of",
     ),
     "out-of-bounds-read": (
-        "kernels/segments.cuh",
-        "if (item >= range.items)",
-        "if (item > range.items)",
-        ["--shape", "2,3,24,40", "--algorithm", "split"],
+        "layouts/contiguous.cuh",
+        "if (index >= vectors.count)",
+        "if (index > vectors.count)",
+        ["--shape", "2,3,24,40", "--algorithm", "two_pass"],
         "is out of bounds",
     ),
     "misaligned-vector": (
-        "kernels/segments.cuh",
+        "layouts/contiguous.cuh",
         "= segment / kWidth * kWidth + ",
         "= segment + ",
         ["--shape", "2,3,7,9"],
         "is not at a multiple of 16",
     ),
     "deadlock": (
-        "kernels/block.cuh",
+        "steps/block.cuh",
         "mapping.first_channel() + channel));\n  }\n  gpu::sync_block();",
         "mapping.first_channel() + channel));\n    gpu::sync_block();\n  }",
-        ["--op", "backward", "--shape", "4,8,16,16", "--algorithm", "split"],
+        ["--op", "backward", "--shape", "4,8,16,16", "--algorithm", "two_pass"],
         "sync_block()",
     ),
     "missing-fence": (
-        "device/reduce.cuh",
+        "primitives/block_reduce.cuh",
         "  gpu::fence_device();\n  gpu::sync_block();",
         "  gpu::sync_block();",
-        ["--shape", "64,8,56,56", "--layout", "nsc", "--algorithm", "split"],
+        ["--shape", "64,8,56,56", "--layout", "channels_last", "--algorithm", "two_pass"],
         "no fence_device()",
     ),
-    "part-that-is-not-waited-for": (
-        "device/reduce.cuh",
+    "split-that-is-not-waited-for": (
+        "primitives/block_reduce.cuh",
         "const bool is_last = *arrived_before == last;",
         "const bool is_last = *arrived_before + 1 == last;",
-        ["--shape", "64,8,56,56", "--layout", "nsc", "--algorithm", "split"],
+        ["--shape", "64,8,56,56", "--layout", "channels_last", "--algorithm", "two_pass"],
         "instead of",
     ),
     "missing-cluster-barrier": (
-        "kernels/exchange.cuh",
+        "primitives/group_reduce.cuh",
         "own.write_shared(thread, value);\n  gpu::sync_cluster();",
         "own.write_shared(thread, value);",
-        ["--shape", "8,16,32,32", "--algorithm", "cluster"],
+        ["--shape", "8,16,32,32", "--algorithm", "persistent_cluster"],
         None,
     ),
-    "copy-waited-for-too-late": (
-        "kernels/onchip.cuh",
-        "    ring.wait(stage);\n    take_held(mapping, ring.stage(stage), ring.held(stage), step);",
-        "    take_held(mapping, ring.stage(stage), ring.held(stage), step);\n    ring.wait(stage);",
-        ["--shape", "64,16,32,32", "--algorithm", "resident"],
+    "tile-waited-for-too-late": (
+        "algorithms/persistent.cuh",
+        "    pipeline.consumer_wait(tile);\n"
+        "    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);",
+        "    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);\n"
+        "    pipeline.consumer_wait(tile);",
+        ["--shape", "64,16,32,32", "--algorithm", "persistent_block"],
         "are off",
     ),
-    "slot-given-up-too-early": (
-        "kernels/ring.cuh",
-        "if (geometry_.residence.in_bulk) gpu::sync_block();",
+    "stage-released-too-early": (
+        "primitives/pipeline.cuh",
+        "if (geometry_.persistence.bulk_copies) gpu::sync_block();",
         "",
-        ["--shape", "16,64,32,32", "--algorithm", "resident", "--multiprocessors", "4"],
+        ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
         None,
     ),
     "barrier-with-one-block-too-few": (
-        "kernels/exchange.cuh",
+        "primitives/group_reduce.cuh",
         "return (before_ & ~kGo) == blocks_ - 1;",
         "return (before_ & ~kGo) == blocks_ - 2;",
-        ["--shape", "8,16,32,32", "--algorithm", "grid"],
+        ["--shape", "8,16,32,32", "--algorithm", "persistent_grid"],
         "which another thread wrote, with no fence_device() or barrier since",
     ),
     "kernel-that-does-not-wait": (
-        "kernels/split.cuh",
+        "algorithms/two_pass.cuh",
         "  gpu::wait_for_previous_kernel();\n  const int block",
         "  const int block",
-        ["--shape", "4,8,16,16", "--algorithm", "split"],
+        ["--shape", "4,8,16,16", "--algorithm", "two_pass"],
         "wait_for_previous_kernel",
     ),
 }
@@ -319,14 +332,15 @@ def test_planted_faults(fault: str, tmp_path: Path) -> None:
     cudasim.forward(torch.randn(4, 4))  # the right kernels are compiled
     library = build.plant(file, right, wrong, tmp_path / "tree")
     script = (
-        "import sys, torch, cudasim\n"
+        "import sys, torch\n"
+        "from tests import cudasim\n"
         f"cudasim.build.load = lambda: torch.ops.load_library({str(library)!r})\n"
-        "from cudasim.__main__ import main\n"
+        "from tests.cudasim.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *options, "--dtype", "float16", "--json"],
-        cwd=Path(__file__).parent,
+        cwd=build.ROOT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -340,18 +354,19 @@ def test_planted_faults(fault: str, tmp_path: Path) -> None:
 
 
 def test_sanitizers() -> None:
-    """Kernels of every mapping under the address and undefined-behaviour sanitizers."""
+    """Kernels of every mapping under the address and undefined-behavior sanitizers."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
         for name in ("libasan.so", "libubsan.so")
     ]
     chosen = "(matrix-65-channels or line-49 or image-small or image-wide-vectors) and "
     chosen += "(contiguous or channels_last or stepped) and (float32 or bfloat16)"
-    on_chip = "(resident or cluster or grid) and (torch.float32 or torch.bfloat16)"
+    persistent = "persistent and (torch.float32 or torch.bfloat16)"
     here = Path(__file__)
-    tests = [f"{here.with_name(name)}::test_results" for name in (here.name, ON_CHIP)]
+    files = (here, here.with_name("test_cudasim_persistent.py"))
+    tests = [f"{file}::test_results" for file in files]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *tests, "-k", f"({chosen}) or ({on_chip})"],
+        [sys.executable, "-m", "pytest", "-q", *tests, "-k", f"({chosen}) or ({persistent})"],
         cwd=here.parent,
         env={
             **os.environ,

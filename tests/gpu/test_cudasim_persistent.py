@@ -9,23 +9,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import cudasim
 import pytest
-import tables
 import torch
-from cudasim import Scale
-from cudasim.verify import Verdict, verify_backward, verify_forward
-from test_cudasim import assert_right, command_line
-from tolerances import CONDITION
 
-ALGORITHMS = ("resident", "cluster", "grid")
+from tests import cudasim
+from tests.cudasim import Scale
+from tests.cudasim.verify import Verdict, verify_backward, verify_forward
+from tests.gpu.test_cudasim import assert_right, command_line
+from tests.support import tables
+from tests.support.tolerances import CONDITION
+
+ALGORITHMS = ("persistent_block", "persistent_cluster", "persistent_grid")
 SCHEDULES = range(3)
 SMALL = Scale(multiprocessors=8, shared_bytes=48 << 10)
 OPERATIONS = {"forward": verify_forward, "backward": verify_backward}
 
 # By the mapping that they are for.
 INPUTS = {
-    "segments": ((6, 40, 16, 24), "contiguous"),
+    "contiguous": ((6, 40, 16, 24), "contiguous"),
     "segments, one window": ((40, 24, 8), "contiguous"),
     "small segments": ((8, 64, 7, 7), "contiguous"),
     "small segments, last slab narrow": ((6, 36, 14, 14), "contiguous"),
@@ -58,8 +59,8 @@ def test_results(op: str, algorithm: str, name: str, dtype: torch.dtype) -> None
     report = verdict.report
     assert report.algorithm == algorithm
     (launch,) = report.launches
-    assert (launch["cluster"] > 1) == (algorithm == "cluster")
-    assert launch["cooperative"] == (algorithm == "grid")
+    assert (launch["persistent_cluster"] > 1) == (algorithm == "persistent_cluster")
+    assert launch["cooperative"] == (algorithm == "persistent_grid")
     assert set(report.activations["stores"]) == {"16"}
 
 
@@ -69,7 +70,9 @@ def test_resident_without_a_copy_engine(name: str, device: str) -> None:
     """Threads copy vector by vector."""
     shape, layout = INPUTS[name]
     for op in OPERATIONS:
-        verdict = run(op, shape, layout, torch.bfloat16, algorithm="resident", device=device)
+        verdict = run(
+            op, shape, layout, torch.bfloat16, algorithm="persistent_block", device=device
+        )
         assert_right(verdict)
         assert verdict.report.activations["bulk_copies"] == 0
 
@@ -89,9 +92,11 @@ def test_sizes_of_clusters() -> None:
     for multiprocessors, kilobytes, shape, layout in CLUSTERS:
         scale = Scale(multiprocessors, kilobytes << 10)
         for op in OPERATIONS:
-            verdict = run(op, shape, layout, torch.bfloat16, algorithm="cluster", scale=scale)
+            verdict = run(
+                op, shape, layout, torch.bfloat16, algorithm="persistent_cluster", scale=scale
+            )
             assert_right(verdict)
-            sizes.add(verdict.report.launches[0]["cluster"])
+            sizes.add(verdict.report.launches[0]["persistent_cluster"])
     assert sizes == {2, 4, 8, 16}
 
 
@@ -145,7 +150,9 @@ def test_what_does_not_fit_is_read_twice(op: str, layout: str, dtype: torch.dtyp
     tensors = 2 if op == "backward" else 1
     for shape in LARGE[layout]:
         scale = Scale(multiprocessors=8, shared_bytes=80 << 10)
-        verdict = run(op, shape, layout, dtype, algorithm="grid", scale=scale, seeds=range(2))
+        verdict = run(
+            op, shape, layout, dtype, algorithm="persistent_grid", scale=scale, seeds=range(2)
+        )
         assert_right(verdict)
         size = torch.Size(shape).numel() * dtype.itemsize
         read = verdict.report.activations["read_bytes"] / size
@@ -157,12 +164,12 @@ def test_what_does_not_fit_is_read_twice(op: str, layout: str, dtype: torch.dtyp
 
 # Tensors of 1.6 MB or more in bfloat16, whose slabs fit.
 RESIDENT = [
-    ("resident", "ncs", "32,128,28,28"),
-    ("resident", "nsc", "8,512,14,14"),
-    ("cluster", "ncs", "16,64,56,56"),
-    ("cluster", "nsc", "32,256,14,14"),
-    ("grid", "ncs", "16,64,56,56"),
-    ("grid", "nsc", "32,64,28,28"),
+    ("persistent_block", "contiguous", "32,128,28,28"),
+    ("persistent_block", "channels_last", "8,512,14,14"),
+    ("persistent_cluster", "contiguous", "16,64,56,56"),
+    ("persistent_cluster", "channels_last", "32,256,14,14"),
+    ("persistent_grid", "contiguous", "16,64,56,56"),
+    ("persistent_grid", "channels_last", "32,64,28,28"),
 ]
 # Where all blocks of a device talk about a tensor as small as this, their words count.
 FEW = ["--multiprocessors", "16"]
@@ -174,7 +181,7 @@ FEW = ["--multiprocessors", "16"]
 def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -> None:
     """Each input read once and each output written once, everything else within 2%."""
     options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
-    options += FEW if algorithm == "grid" else []
+    options += FEW if algorithm == "persistent_grid" else []
     done = command_line(*options, "--algorithm", algorithm, "--seeds", "8")
     outcome = json.loads(done.stdout)
     assert done.returncode == 0, outcome["failures"]
@@ -203,7 +210,7 @@ def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -
 )
 def test_runs_are_copied_in_bulk(shape: tuple[int, ...], layout: str, in_bulk: bool) -> None:
     """By the copy engine where it has half a kilobyte to copy at once."""
-    verdict = run("backward", shape, layout, torch.bfloat16, algorithm="cluster")
+    verdict = run("backward", shape, layout, torch.bfloat16, algorithm="persistent_cluster")
     assert_right(verdict)
     activations = verdict.report.activations
     if in_bulk:
@@ -230,6 +237,6 @@ def test_odd_numbers_of_channels(
 ) -> None:
     """On whole devices, as the planner would have it."""
     for op in OPERATIONS:
-        for algorithm in ("auto", "cluster", "grid"):
+        for algorithm in ("auto", "persistent_cluster", "persistent_grid"):
             options = {"scale": Scale(), "device": device, "algorithm": algorithm}
             assert_right(run(op, shape, layout, dtype, **options))

@@ -11,20 +11,18 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
-import cuda_toolkit
-import nvcc
 import pytest
-import sass
 from tabulate import tabulate
 
 import fastbn
-from fastbn.networks import RESNET50
 from fastbn.planning import DEVICES
+from fastbn.planning.networks import RESNET50
+from tests.support import cuda_toolkit, nvcc, sass
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nvcc import Name
+    from tests.support.nvcc import Name
 
 pytestmark = pytest.mark.skipif(
     not nvcc.KERNELS.exists(), reason="the sources of the kernels are not there"
@@ -38,36 +36,36 @@ class Streams:
     loops: int  # that read them, one after another
     tensors: int  # that each reads
     writing: int = 0  # loops that also write one
-    on_chip: bool = False  # keeps them in shared memory, as far as there is room
+    persistent: bool = False  # keeps them in shared memory, as far as there is room
 
 
 KERNELS = {
-    "split_statistics": Streams(loops=1, tensors=1),
-    "split_normalise": Streams(loops=1, tensors=1, writing=1),
-    "inference": Streams(loops=1, tensors=1, writing=1),
-    "tiny_forward": Streams(loops=2, tensors=1, writing=1),
-    "split_gradients": Streams(loops=1, tensors=2, writing=1),
-    "split_differentiate": Streams(loops=1, tensors=2, writing=1),
-    "inference_gradient": Streams(loops=1, tensors=1, writing=1),
-    "tiny_backward": Streams(loops=2, tensors=2, writing=2),
-    "onchip_forward": Streams(loops=2, tensors=1, writing=1, on_chip=True),
-    "onchip_backward": Streams(loops=2, tensors=2, writing=1, on_chip=True),
+    "two_pass_forward_reduce": Streams(loops=1, tensors=1),
+    "two_pass_forward_apply": Streams(loops=1, tensors=1, writing=1),
+    "eval_forward": Streams(loops=1, tensors=1, writing=1),
+    "one_block_forward": Streams(loops=2, tensors=1, writing=1),
+    "two_pass_backward_reduce": Streams(loops=1, tensors=2, writing=1),
+    "two_pass_backward_apply": Streams(loops=1, tensors=2, writing=1),
+    "eval_backward": Streams(loops=1, tensors=1, writing=1),
+    "one_block_backward": Streams(loops=2, tensors=2, writing=2),
+    "persistent_forward": Streams(loops=2, tensors=1, writing=1, persistent=True),
+    "persistent_backward": Streams(loops=2, tensors=2, writing=1, persistent=True),
 }
 MAPPINGS = {
     (mapping, dtype, width)
     for dtype, size in nvcc.SIZES.items()
     for mapping, width in {
-        ("Columns", nvcc.VECTOR_BYTES // size),
-        ("Columns", 1),
-        ("Segments", nvcc.VECTOR_BYTES // size),
-        ("Strided", 1),
+        ("MatrixColumns", nvcc.VECTOR_BYTES // size),
+        ("MatrixColumns", 1),
+        ("Contiguous", nvcc.VECTOR_BYTES // size),
+        ("Generic", 1),
     }
 }
 
 
 def mappings(kernel: str) -> set[tuple[str, str, int]]:
     """What a kernel is compiled for; whole vectors only where these stay on chip."""
-    if not KERNELS[kernel].on_chip:
+    if not KERNELS[kernel].persistent:
         return MAPPINGS
     return {
         (mapping, dtype, width)
@@ -90,7 +88,7 @@ def toolkit() -> Path:
     home = cuda_toolkit.find()
     if home is None:
         cuda_toolkit.missing(
-            f"no nvcc of CUDA {cuda_toolkit.MAJOR}; python tests/cuda_toolkit.py fetches one"
+            f"no nvcc of CUDA {cuda_toolkit.MAJOR}; python -m tests.support.cuda_toolkit fetches one"
         )
     return home
 
@@ -150,7 +148,7 @@ def test_streaming_loops_use_wide_accesses(code: dict[Name, list[sass.Block]]) -
     """Loops over vectors load and store 16 bytes at once, as many in flight as was promised."""
     problems = []
     for name, blocks in code.items():
-        if not name.vectorised:
+        if not name.vectorized:
             continue
         streams, loads = KERNELS[name.kernel], promised_loads()[name.mapping]
         reading = len(streaming(blocks, loads))
@@ -160,13 +158,13 @@ def test_streaming_loops_use_wide_accesses(code: dict[Name, list[sass.Block]]) -
                 f"{name}: {reading} of {streams.loops} loops with {loads} loads of 128 bits in "
                 f"flight, {writing} of {streams.writing} with {loads // streams.tensors} stores"
             )
-    assert sum(name.vectorised for name in code) == len(KERNELS) * 2 * len(nvcc.SIZES)
+    assert sum(name.vectorized for name in code) == len(KERNELS) * 2 * len(nvcc.SIZES)
     assert not problems, "\n".join(problems)
 
 
 def test_wide_accesses_are_not_mixed_with_narrow_ones(code: dict[Name, list[sass.Block]]) -> None:
     for name, blocks in code.items():
-        if not name.vectorised:
+        if not name.vectorized:
             continue
         for block in streaming(blocks, promised_loads()[name.mapping]):
             accesses = [i for i in block.instructions if i.name in {"LDG", "STG"}]
@@ -179,7 +177,7 @@ def test_machine_code_has_no_local_memory(code: dict[Name, list[sass.Block]]) ->
         assert not used & {"LDL", "STL"}, name
 
 
-ON_CHIP = [kernel for kernel, streams in KERNELS.items() if streams.on_chip]
+PERSISTENT = [kernel for kernel, streams in KERNELS.items() if streams.persistent]
 
 
 def count(blocks: list[sass.Block], name: str, suffix: str = "") -> int:
@@ -190,7 +188,7 @@ def count(blocks: list[sass.Block], name: str, suffix: str = "") -> int:
 
 def test_on_chip_kernels_use_what_hopper_has(code: dict[Name, list[sass.Block]]) -> None:
     """Copies in bulk and by vectors, barriers that wait for them and those of clusters."""
-    kernels = {name: blocks for name, blocks in code.items() if name.kernel in ON_CHIP}
+    kernels = {name: blocks for name, blocks in code.items() if name.kernel in PERSISTENT}
     assert len(kernels) == 2 * 2 * len(nvcc.SIZES)
     for name, blocks in kernels.items():
         tensors = KERNELS[name.kernel].tensors
@@ -228,7 +226,7 @@ def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path
     device = DEVICES[GPUS[architecture]]
     together = set()
     for layer, layout, dtype, op in product(
-        RESNET50, ("ncs", "nsc"), DTYPES, ("forward", "backward")
+        RESNET50, ("contiguous", "channels_last"), DTYPES, ("forward", "backward")
     ):
         shape = (64, layer.channels, layer.height, layer.width)
         question = {"dtype": dtype, "layout": layout, "op": op, "device": device.name}
@@ -239,7 +237,7 @@ def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path
             (usage,) = (
                 usage
                 for name, usage in usages.items()
-                if name.kernel == f"onchip_{op}"
+                if name.kernel == f"persistent_{op}"
                 and name.mapping.lower() == plan.mapping
                 and DTYPES[dtype] == name.dtype
             )
@@ -331,7 +329,7 @@ def registers_table() -> str:
     by_architecture = {name: nvcc.usages(name) for name in nvcc.ARCHITECTURES}
     rows = []
     for kernel in KERNELS:
-        for mapping in ("Columns", "Segments", "Strided"):
+        for mapping in ("MatrixColumns", "Contiguous", "Generic"):
             if mapping not in {name for name, _, _ in mappings(kernel)}:
                 continue
             row = [kernel, mapping]
@@ -354,7 +352,7 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
     vector = 8 * nvcc.VECTOR_BYTES
     rows = []
     for name, blocks in sorted(code.items(), key=lambda item: str(item[0])):
-        if not name.vectorised:
+        if not name.vectorized:
             continue
         loads = promised_loads()[name.mapping]
         loops = streaming(blocks, loads)

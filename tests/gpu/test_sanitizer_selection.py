@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import sanitizer_selection as selection
-from tables import Case
 
 import fastbn
+from tests.support import sanitizer_selection as selection
+from tests.support.tables import Case
 
 CASES = list(selection.cases())
 
@@ -32,9 +32,17 @@ def test_every_way_is_taken(op: str, dtype: object, gpu_name: str) -> None:
             for algorithm in {chosen.algorithm, *forced}:
                 plan = fastbn.plan(tensors.x, op=op, device=gpu_name, algorithm=algorithm)
                 taken.add((algorithm, plan.mapping, plan.layout, plan.vector_bytes == 16))
-    narrow = {("columns", "nsc", False), ("strided", "strided", False), ("segments", "ncs", True)}
-    whole = {("columns", "nsc", True), ("columns", "ncs", True), ("segments", "ncs", True)}
-    on_chip = selection.ON_CHIP if gpu_name == "h200" else ("resident",)
-    wanted = {(name, *mapping) for name in ("split", "tiny") for mapping in narrow}
-    wanted |= {(name, *mapping) for name in on_chip for mapping in whole}
+    narrow = {
+        ("matrix_columns", "channels_last", False),
+        ("generic", "generic", False),
+        ("contiguous", "contiguous", True),
+    }
+    whole = {
+        ("matrix_columns", "channels_last", True),
+        ("matrix_columns", "contiguous", True),
+        ("contiguous", "contiguous", True),
+    }
+    persistent = selection.PERSISTENT if gpu_name == "h200" else ("persistent_block",)
+    wanted = {(name, *mapping) for name in ("two_pass", "one_block") for mapping in narrow}
+    wanted |= {(name, *mapping) for name in persistent for mapping in whole}
     assert wanted <= taken, wanted - taken

@@ -147,7 +147,7 @@ def test_hooks_stay() -> None:
     assert seen[0] is y
 
 
-class Renormalised(nn.BatchNorm2d):
+class Renormalized(nn.BatchNorm2d):
     """Somebody's subclass."""
 
 
@@ -158,7 +158,7 @@ def parametrized() -> nn.BatchNorm2d:
 
 
 LOOKALIKES = {
-    "subclass": (lambda: Renormalised(3), "subclass"),
+    "subclass": (lambda: Renormalized(3), "subclass"),
     "parametrized": (parametrized, "parametrized"),
     "lazy": (lambda: nn.LazyBatchNorm2d(), "no parameters yet"),
     "sync": (lambda: nn.SyncBatchNorm(3), "several processes"),

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.nn.functional as F
-from stock_versions import TAKES_EPS_ZERO
 from torch import nn
 
 import fastbn
+from tests.support.stock_versions import TAKES_EPS_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from stock_versions import TAKES_BIAS
 from torch import nn
 from torch.func import functional_call, stack_module_state
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import fastbn
+from tests.support.stock_versions import TAKES_BIAS
 
 PAIRS = {
     "1d": (fastbn.BatchNorm1d, nn.BatchNorm1d, (6, 5, 7)),
@@ -122,7 +122,7 @@ def test_module_looks_like_stock_s(kind: str, arguments: dict[str, Any]) -> None
 
 @each_class
 @each_argument
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_module_computes_like_stock_s(
     kind: str, arguments: dict[str, Any], training: bool, device: str
 ) -> None:
@@ -153,7 +153,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_changed_module_behaves_like_stock_s(change: str, training: bool, device: str) -> None:
     ours, theirs, shape = pair("2d", device)
     for module in (ours, theirs):

@@ -23,12 +23,11 @@ LESSER = CAPABILITIES[: CAPABILITIES.index(cpu_capability())]
 
 # In a process of its own, as the choice is made once: the table of numerical cases at full length.
 CHECK = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from case_checks import check
+import torch
+from tests.support.case_checks import check
 from fastbn._backend import cpu_capability
-from tables import hard_cases, make, small_cases, streamed_cases
-from tolerances import CONDITION
+from tests.support.tables import hard_cases, make, small_cases, streamed_cases
+from tests.support.tolerances import CONDITION
 torch.set_num_threads(2)
 cases = small_cases() + hard_cases() + streamed_cases()[::3]
 for case in cases:
@@ -43,8 +42,7 @@ print(cpu_capability(), len(cases))
 def test_capability_computes_the_right_numbers(
     capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    tests = str(Path(__file__).parent)
-    done = run_python("-c", CHECK.format(tests=tests), FASTBN_CPU_CAPABILITY=capability)
+    done = run_python("-c", CHECK, FASTBN_CPU_CAPABILITY=capability)
     assert done.returncode == 0, done.stderr[-2000:]
     used, count = done.stdout.split()
     assert used == capability

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tables import DTYPES, SHARED, Case, make, streamed_cases
 
 import fastbn
+from tests.support.tables import DTYPES, SHARED, Case, make, streamed_cases
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from case_checks import EPS, MOMENTUM, check, statistics_of
-from tables import (
+
+import fastbn
+from tests.support import oracle
+from tests.support.case_checks import EPS, MOMENTUM, check, statistics_of
+from tests.support.tables import (
     DTYPES,
     HALVES,
     LAYOUTS,
@@ -24,7 +26,7 @@ from tables import (
     small_cases,
     streamed_cases,
 )
-from tolerances import (
+from tests.support.tolerances import (
     AGAINST_STOCK,
     AGAINST_STOCK_FLOAT64,
     CONDITION,
@@ -32,17 +34,13 @@ from tolerances import (
     assert_no_worse,
 )
 
-import fastbn
-
 if TYPE_CHECKING:
     from torch import Tensor
 
-training_and_evaluation = pytest.mark.parametrize(
-    "training", [True, False], ids=["training", "evaluation"]
-)
+training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 
 
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("case", [*small_cases(), *streamed_cases(), *hard_cases()], ids=str)
 def test_every_result_is_right(case: Case, training: bool, device: str) -> None:
     condition = CONDITION.get((case.data, case.dtype), 1.0)
@@ -78,7 +76,7 @@ def _stock_results(tensors, training: bool) -> dict[str, Tensor]:
 # Shapes that take each way through memory, in both kinds of 16-bit module: parameters of the
 # input's dtype, and float32 parameters as mixed precision has them. Far data in float32 is where
 # stock itself errs most. Stock takes only these dtypes.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped", "batch_minor"])
 @pytest.mark.parametrize("name", ["line", "image-tiles", "image-49", "few-channels"])
 @pytest.mark.parametrize(
@@ -105,8 +103,8 @@ def test_no_less_accurate_than_stock(
     tensors = make(case, device, parameters=parameters, statistics=parameters).requiring_grad()
     statistics = statistics_of(tensors, training)
     expected = {
-        "y": reference.output(tensors.x, tensors.weight, tensors.bias, statistics),
-        **reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training),
+        "y": oracle.output(tensors.x, tensors.weight, tensors.bias, statistics),
+        **oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training),
     }
     theirs = _stock_results(tensors, training)
     y = fastbn.batch_norm(
@@ -130,7 +128,7 @@ def test_no_less_accurate_than_stock(
 NARROW = (torch.float32, *HALVES)
 
 
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize(
     ("name", "layout"), [("image-49", "contiguous"), ("image-tiles", "channels_last")]
 )
@@ -153,7 +151,7 @@ def test_dtypes_of_vectors_are_independent(
 
 
 # A missing vector is a null pointer below, on each way through memory.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("has_weight", [True, False], ids=["weight", "no-weight"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
@@ -169,7 +167,7 @@ def test_weight_and_bias_are_optional(
     check(tensors, training)
 
 
-@training_and_evaluation
+@training_and_eval
 def test_vectors_of_any_stride(training: bool, device: str) -> None:
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
     doubled = {
@@ -183,7 +181,7 @@ def test_vectors_of_any_stride(training: bool, device: str) -> None:
         assert doubled[name][:, 1].isnan().all(), "wrote between the elements"
 
 
-@training_and_evaluation
+@training_and_eval
 def test_vectors_of_any_shape(training: bool, device: str) -> None:
     """Forward looks at the number of elements only, as stock's does."""
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
@@ -204,11 +202,11 @@ def test_nan_and_inf_spoil_their_channel_and_no_other(
     tensors = make(Case("image-49", SHAPES["image-49"], layout, dtype), device)
     tensors.x[1, 40, 3, 2] = poison
     others = [channel for channel in range(65) if channel != 40]
-    expected = reference.output(
+    expected = oracle.output(
         tensors.x[:, others],
         tensors.weight[others],
         tensors.bias[others],
-        reference.batch_statistics(tensors.x[:, others], EPS),
+        oracle.batch_statistics(tensors.x[:, others], EPS),
     )
     y = fastbn.batch_norm(
         tensors.x, tensors.running_mean, tensors.running_var, tensors.weight, tensors.bias, True
@@ -222,7 +220,7 @@ def test_nan_and_inf_spoil_their_channel_and_no_other(
 
 # Each of the sizes may be the one that is zero; without channels there is no weight to pass, see
 # the error tests.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("shape", [(0, 5), (0, 3, 4, 4), (2, 3, 0, 5), (0, 3, 2, 2, 2)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_empty_batch(
@@ -256,7 +254,7 @@ def test_no_channels(shape: tuple[int, ...], device: str) -> None:
 
 
 # The strides a gradient may come with: as sum() sends it, and as a layer of another memory format.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("dy_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_minor", "stepped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -274,7 +272,7 @@ def _meaningful_strides(tensor: Tensor) -> list[int]:
 
 # Stock decides by the strides of x alone. Rank 3 has no channels-last format, 4 and 5 have. On GPUs
 # stock's kernels differ from each other in layouts that are neither; its rule on the CPU is ours.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("dy_layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["line", "image-49", "image-one-pixel", "volume"])
@@ -299,7 +297,7 @@ def test_strides_of_results_are_those_of_stock(
 
 # float32 and float64 are held against stock as well: no misreading of the formulas could be shared
 # by fastbn and the oracle. The flags are all that the function has.
-@training_and_evaluation
+@training_and_eval
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, 2.0, -1.2])
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -349,13 +347,11 @@ def test_evaluation_with_eps_zero(device: str) -> None:
     """Legal in evaluation, where the variance is given and positive."""
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
     y = fastbn.batch_norm(tensors.x, tensors.running_mean, tensors.running_var, eps=0.0)
-    statistics = reference.given_statistics(
-        tensors.x, tensors.running_mean, tensors.running_var, 0.0
-    )
-    assert_near(y, reference.output(tensors.x, None, None, statistics), "y")
+    statistics = oracle.given_statistics(tensors.x, tensors.running_mean, tensors.running_var, 0.0)
+    assert_near(y, oracle.output(tensors.x, None, None, statistics), "y")
 
 
-@training_and_evaluation
+@training_and_eval
 def test_results_do_not_alias_the_input(training: bool, device: str) -> None:
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
     before = tensors.x.clone()

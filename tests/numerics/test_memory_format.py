@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from tolerances import assert_near
 
 import fastbn
+from tests.support import oracle
+from tests.support.tolerances import assert_near
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ INPUTS: dict[str, Callable[[str], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("gradient", ["like x", "contiguous", "channels last", "expanded"])
 @pytest.mark.parametrize("name", INPUTS)
 def test_results_are_right_and_lie_as_stock_s(
@@ -79,12 +79,10 @@ def test_results_are_right_and_lie_as_stock_s(
     assert y.stride() == stock.stride()
     assert dx.stride() == stock.stride()
     statistics = (
-        reference.batch_statistics(x, EPS)
-        if training
-        else reference.given_statistics(x, mean, var, EPS)
+        oracle.batch_statistics(x, EPS) if training else oracle.given_statistics(x, mean, var, EPS)
     )
-    assert_near(y, reference.output(x, weight, bias, statistics), "y")
-    expected = reference.gradients(dy, x, weight, statistics, training)
+    assert_near(y, oracle.output(x, weight, bias, statistics), "y")
+    expected = oracle.gradients(dy, x, weight, statistics, training)
     # The table expects terms of random sign, whose sum grows with the root of their number.
     condition = (x.numel() / channels) ** 0.5 if gradient == "expanded" else 1.0
     for quantity, value in (("dx", dx), ("dweight", dweight), ("dbias", dbias)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from case_checks import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, Tensors, as_it_lies
+
+from tests.support.case_checks import check
+from tests.support.tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, Tensors, as_it_lies
 
 # Found examples are not kept and the search is the same every time: a failure must not depend on
 # who ran the tests before.

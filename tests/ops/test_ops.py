@@ -6,17 +6,17 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from case_checks import EPS, MOMENTUM, statistics_of
-from stock_versions import TAKES_EPS_ZERO
-from tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, SHAPES, Case, Tensors, make
-from tolerances import accumulate_dtype, assert_near
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastbn
-from fastbn.ops import batch_norm_backward, batch_norm_inference, batch_norm_training
+from fastbn.ops import batch_norm_backward, batch_norm_eval, batch_norm_training
+from tests.support import oracle
+from tests.support.case_checks import EPS, MOMENTUM, statistics_of
+from tests.support.stock_versions import TAKES_EPS_ZERO
+from tests.support.tables import DTYPES, LAYOUTS, MATRIX_LAYOUTS, SHAPES, Case, Tensors, make
+from tests.support.tolerances import accumulate_dtype, assert_near
 
 if TYPE_CHECKING:
     import subprocess
@@ -39,7 +39,7 @@ def _train(tensors: Tensors, momentum: float | None = MOMENTUM) -> tuple[torch.T
 
 
 def _infer(tensors: Tensors, save: bool) -> tuple[torch.Tensor, ...]:
-    return batch_norm_inference(
+    return batch_norm_eval(
         tensors.x,
         tensors.weight,
         tensors.bias,
@@ -50,13 +50,13 @@ def _infer(tensors: Tensors, save: bool) -> tuple[torch.Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_saved_statistics(dtype: torch.dtype, layout: str, training: bool, device: str) -> None:
-    """They are those that y was normalised with, in the dtype of sums, and never the buffers."""
+    """They are those that y was normalized with, in the dtype of sums, and never the buffers."""
     tensors = make(Case("image-49", SHAPES["image-49"], layout, dtype), device)
-    expected = reference.saved_statistics(statistics_of(tensors, training))
+    expected = oracle.saved_statistics(statistics_of(tensors, training))
     _, mean, invstd = _train(tensors) if training else _infer(tensors, save=True)
     for name, saved in (("mean", mean), ("invstd", invstd)):
         assert saved.dtype == accumulate_dtype(dtype)
@@ -73,7 +73,7 @@ def test_inference_saves_only_on_demand(device: str) -> None:
 
 
 # All combinations, on each way through memory: a gradient that is not wanted is a null pointer.
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
 @pytest.mark.parametrize("wanted", list(product([True, False], repeat=3))[:-1], ids=str)
 def test_backward_computes_what_is_wanted(
@@ -81,7 +81,7 @@ def test_backward_computes_what_is_wanted(
 ) -> None:
     tensors = make(Case("image-tiles", SHAPES["image-tiles"], layout, torch.float32), device)
     statistics = statistics_of(tensors, training)
-    expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+    expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
     results = batch_norm_backward(
         tensors.dy,
         tensors.x,
@@ -98,7 +98,7 @@ def test_backward_computes_what_is_wanted(
             assert result.numel() == 0
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
 def test_backward_of_nothing_returns_nothing(
     layout: str,
@@ -137,7 +137,7 @@ def test_cumulative_momentum_counts_batches(device: str) -> None:
         torch.testing.assert_close(tensors.running_mean, torch.stack(means).mean(0))
 
 
-# The schema, the fake implementations and functionalisation are checked by PyTorch itself against
+# The schema, the fake implementations and functionalization are checked by PyTorch itself against
 # what the operators do. Layouts, because the fakes must foresee strides; a matrix, an empty batch
 # and 16-bit inputs, because they take branches of their own.
 SAMPLES = [
@@ -157,8 +157,8 @@ def test_opcheck(case: Case, device: str) -> None:
     saved = torch.rand(2, channels, dtype=accumulate_dtype(case.dtype), device=device).unbind()
     torch.library.opcheck(batch_norm_training, (tensors.x, *vectors, counter, MOMENTUM, EPS))
     torch.library.opcheck(batch_norm_training, (tensors.x, *[None] * 5, None, EPS))
-    torch.library.opcheck(batch_norm_inference, (tensors.x, *vectors, EPS, True))
-    torch.library.opcheck(batch_norm_inference, (tensors.x, *vectors, EPS, False))
+    torch.library.opcheck(batch_norm_eval, (tensors.x, *vectors, EPS, True))
+    torch.library.opcheck(batch_norm_eval, (tensors.x, *vectors, EPS, False))
     for training, wanted in ((True, (True, True, True)), (False, (True, False, True))):
         arguments = (tensors.dy, tensors.x, tensors.weight, *saved, training, *wanted)
         torch.library.opcheck(batch_norm_backward, arguments)

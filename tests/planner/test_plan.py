@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from devices import MISSING, REQUIRED
 
 import fastbn
-from fastbn.networks import MODELS, RESNET50
 from fastbn.planning import DEVICES
+from fastbn.planning.networks import MODELS, RESNET50
+from tests.support.devices import MISSING, REQUIRED
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = ("ncs", "nsc")
+LAYOUTS = ("contiguous", "channels_last")
 OPS = ("forward", "backward", "eval")
 NAMES = ("t4", "a100", "h100", "h200", "rtx4090", "rtx5090", "b200")
 
@@ -51,13 +51,21 @@ def test_devices() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((1, 64, 56, 56), "nsc"), ((1, 3, 224, 224), "ncs"), ((1, 8, 99, 99), "nsc")],
+    [
+        ((1, 64, 56, 56), "channels_last"),
+        ((1, 3, 224, 224), "contiguous"),
+        ((1, 8, 99, 99), "channels_last"),
+    ],
 )
 def test_small_grids_are_cut_up(shape: tuple[int, ...], layout: str) -> None:
     """Into blocks of a round of loads each, where that is far from filling the device."""
     plan = fastbn.plan(shape, dtype="bfloat16", layout=layout, op="eval", device="h200")
-    rounds = plan.bytes_read // plan.slabs / (64 * 1024 if plan.mapping == "columns" else 32 * 1024)
-    assert plan.parts == max(1, int(rounds)) > 1
+    rounds = (
+        plan.bytes_read
+        // plan.channel_tiles
+        / (64 * 1024 if plan.mapping == "matrix_columns" else 32 * 1024)
+    )
+    assert plan.splits == max(1, int(rounds)) > 1
 
 
 def test_plan_depends_on_its_arguments_alone() -> None:
@@ -86,7 +94,7 @@ class Bill:
     launches: int
 
 
-# By op, training, want_dx, want_params.
+# By op, training, want_dx, want_vectors.
 BILLS = {
     # x for its statistics, x again, y.
     ("forward", True, True, True): Bill(2, 1, 2, 2),
@@ -105,12 +113,12 @@ BILLS = {
 }
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "strided"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "generic"])
 @pytest.mark.parametrize(
     "question", BILLS, ids=lambda question: "-".join(str(part) for part in question)
 )
 def test_bill(question: tuple[Any, ...], layout: Any) -> None:
-    op, training, want_dx, want_params = question
+    op, training, want_dx, want_vectors = question
     bill = BILLS[question]
     shapes = [(256, layer.channels, layer.height, layer.width) for layer in RESNET50]
     shapes += [(64, 64, 1024, 1024), (3, 5, 7, 9)]
@@ -121,10 +129,11 @@ def test_bill(question: tuple[Any, ...], layout: Any) -> None:
             layout=layout,
             op=op,
             device=device,
-            algorithm="split",
+            algorithm="two_pass",
             training=training,
             want_dx=want_dx,
-            want_params=want_params,
+            want_dweight=want_vectors,
+            want_dbias=want_vectors,
         )
         size = math.prod(shape) * dtype.itemsize
         assert plan.bytes_read == bill.reads * size
@@ -147,15 +156,15 @@ def test_bill(question: tuple[Any, ...], layout: Any) -> None:
 @pytest.mark.parametrize(
     ("shape", "layout", "mapping"),
     [
-        ((64, 64, 8, 8), "nsc", "columns"),
-        ((4096, 256), "ncs", "columns"),
+        ((64, 64, 8, 8), "channels_last", "matrix_columns"),
+        ((4096, 256), "contiguous", "matrix_columns"),
         # Several positions to a row, where channels are no whole vectors.
-        ((8, 3, 16, 16), "nsc", "columns"),
-        ((8, 17, 16, 16), "nsc", "columns"),
-        ((4096, 100), "ncs", "columns"),
-        ((64, 64, 56, 56), "ncs", "segments"),
+        ((8, 3, 16, 16), "channels_last", "matrix_columns"),
+        ((8, 17, 16, 16), "channels_last", "matrix_columns"),
+        ((4096, 100), "contiguous", "matrix_columns"),
+        ((64, 64, 56, 56), "contiguous", "contiguous"),
         # Ends of segments one element at a time, the rest in vectors.
-        ((65, 65, 29, 29), "ncs", "segments"),
+        ((65, 65, 29, 29), "contiguous", "contiguous"),
     ],
     ids=str,
 )
@@ -169,26 +178,26 @@ def test_aligned_tensors_are_read_in_vectors(
 
 def test_short_segments_are_read_together() -> None:
     """Channels of 7 x 7 fill whole vectors by the eight, in 16-bit types."""
-    plan = fastbn.plan((256, 512, 7, 7), dtype="bfloat16", layout="ncs", device="h200")
-    assert (plan.mapping, plan.vector_bytes) == ("columns", VECTOR_BYTES)
-    plan = fastbn.plan((256, 511, 7, 7), dtype="bfloat16", layout="ncs", device="h200")
-    assert (plan.mapping, plan.vector_bytes) == ("segments", VECTOR_BYTES)
+    plan = fastbn.plan((256, 512, 7, 7), dtype="bfloat16", layout="contiguous", device="h200")
+    assert (plan.mapping, plan.vector_bytes) == ("matrix_columns", VECTOR_BYTES)
+    plan = fastbn.plan((256, 511, 7, 7), dtype="bfloat16", layout="contiguous", device="h200")
+    assert (plan.mapping, plan.vector_bytes) == ("contiguous", VECTOR_BYTES)
 
 
 def test_rows_that_cannot_be_folded_are_read_by_the_element() -> None:
     """An odd number of odd rows."""
     plan = fastbn.plan((4097, 17), dtype="float16", device="h200")
-    assert (plan.mapping, plan.vector_bytes) == ("columns", 2)
+    assert (plan.mapping, plan.vector_bytes) == ("matrix_columns", 2)
 
 
 # --- Tensors --------------------------------------------------------------------------------------
 
 # Memory formats by the layout that is asked of them.
 FORMATS = {
-    ("ncs", 4): torch.contiguous_format,
-    ("ncs", 5): torch.contiguous_format,
-    ("nsc", 4): torch.channels_last,
-    ("nsc", 5): torch.channels_last_3d,
+    ("contiguous", 4): torch.contiguous_format,
+    ("contiguous", 5): torch.contiguous_format,
+    ("channels_last", 4): torch.channels_last,
+    ("channels_last", 5): torch.channels_last_3d,
 }
 
 
@@ -228,17 +237,17 @@ def test_layout_of_tensors() -> None:
         return fastbn.plan(x, device="h200").layout
 
     x = torch.empty(4, 6, 5, 7)
-    assert layout(x) == "ncs"
-    assert layout(x.contiguous(memory_format=torch.channels_last)) == "nsc"
-    assert layout(x[:, :, ::2]) == "strided"
-    assert layout(x[:, 1:]) == "strided"
-    assert layout(x.transpose(2, 3)) == "strided"
-    assert layout(torch.empty(4, 6)) == "nsc"
-    assert layout(torch.empty(6, 4).t()) == "strided"
-    assert layout(torch.empty(4, 6, 1)) == "nsc"
-    assert layout(torch.empty(4, 7, 6).transpose(1, 2)) == "strided"
+    assert layout(x) == "contiguous"
+    assert layout(x.contiguous(memory_format=torch.channels_last)) == "channels_last"
+    assert layout(x[:, :, ::2]) == "generic"
+    assert layout(x[:, 1:]) == "generic"
+    assert layout(x.transpose(2, 3)) == "generic"
+    assert layout(torch.empty(4, 6)) == "channels_last"
+    assert layout(torch.empty(6, 4).t()) == "generic"
+    assert layout(torch.empty(4, 6, 1)) == "channels_last"
+    assert layout(torch.empty(4, 7, 6).transpose(1, 2)) == "generic"
     assert layout(torch.empty(4, 6, 3, 5, 7).contiguous(memory_format=torch.channels_last_3d)) == (
-        "nsc"
+        "channels_last"
     )
 
 
@@ -250,7 +259,11 @@ def test_offset_views_are_read_by_the_element(layout: str, dtype: torch.dtype) -
     elements = math.prod(shape)
     for skipped in (1, VECTOR_BYTES // dtype.itemsize):
         flat = torch.empty(elements + skipped, dtype=dtype)[skipped:]
-        x = flat.view(shape) if layout == "ncs" else flat.view(16, 8, 8, 64).permute(0, 3, 1, 2)
+        x = (
+            flat.view(shape)
+            if layout == "contiguous"
+            else flat.view(16, 8, 8, 64).permute(0, 3, 1, 2)
+        )
         for op in OPS:
             plan = fastbn.plan(x, op=op, device="h200")
             assert plan.layout == layout
@@ -260,13 +273,15 @@ def test_offset_views_are_read_by_the_element(layout: str, dtype: torch.dtype) -
 
 def test_arguments_go_before_what_the_tensor_tells() -> None:
     x = torch.empty(16, 64, 8, 8)
-    plan = fastbn.plan(x, dtype=torch.bfloat16, layout="nsc", device="h200")
-    assert plan == fastbn.plan((16, 64, 8, 8), dtype="bfloat16", layout="nsc", device="h200")
+    plan = fastbn.plan(x, dtype=torch.bfloat16, layout="channels_last", device="h200")
+    assert plan == fastbn.plan(
+        (16, 64, 8, 8), dtype="bfloat16", layout="channels_last", device="h200"
+    )
 
 
 def test_defaults_of_a_shape() -> None:
     plan = fastbn.plan((16, 64, 8, 8), device="h200")
-    assert (plan.op, plan.dtype, plan.layout) == ("forward", torch.float32, "ncs")
+    assert (plan.op, plan.dtype, plan.layout) == ("forward", torch.float32, "contiguous")
     assert plan.shape == (16, 64, 8, 8)
     assert plan == fastbn.plan(torch.Size([16, 64, 8, 8]), device="h200")
 
@@ -349,18 +364,18 @@ def test_plan_is_a_value() -> None:
 
 def test_plan_in_a_sentence() -> None:
     question = {"dtype": "bfloat16", "device": "h200"}
-    plan = fastbn.plan((256, 64, 56, 56), layout="nsc", algorithm="split", **question)
+    plan = fastbn.plan((256, 64, 56, 56), layout="channels_last", algorithm="two_pass", **question)
     times = dict(plan.considered)
-    others = ", ".join(f"{name} {time:.1f}" for name, time in times.items() if name != "split")
+    others = ", ".join(f"{name} {time:.1f}" for name, time in times.items() if name != "two_pass")
     assert str(plan) == (
-        "forward of (256, 64, 56, 56) bfloat16 nsc on h200: split over columns in 2 launches of "
+        "forward of (256, 64, 56, 56) bfloat16 channels_last on h200: two_pass over matrix_columns in 2 launches of "
         f"{plan.grid} blocks of {plan.block} threads, 16 bytes at a time; moves 308.3 MB, 6 bytes "
-        f"an element, where the floor is 4 (67%); predicted to take {times['split']:.1f} us, and "
+        f"an element, where the floor is 4 (67%); predicted to take {times['two_pass']:.1f} us, and "
         f"{others}."
     )
-    plan = fastbn.plan((256, 64, 56, 56), algorithm="cluster", **question)
+    plan = fastbn.plan((256, 64, 56, 56), algorithm="persistent_cluster", **question)
     assert f"threads in clusters of {plan.cluster}, 16 bytes at a time" in str(plan)
-    assert "elementwise over columns in 1 launch of " in str(
+    assert "elementwise over matrix_columns in 1 launch of " in str(
         fastbn.plan((64, 64), op="eval", device="h200")
     )
 
@@ -381,8 +396,13 @@ def test_plan_in_a_sentence() -> None:
         ((4, 6), {"dtype": "nn"}, ValueError, "dtype nn; choose"),
         ((4, 6), {"dtype": 16}, TypeError, "dtype must be a torch.dtype or its name, not int"),
         (torch.empty(4, 6, dtype=torch.int32), {}, ValueError, "dtype torch.int32; choose"),
-        ((4, 6, 2, 2), {"layout": "nhwc"}, ValueError, "no layout 'nhwc'; choose ncs, nsc, str"),
-        ((4, 6, 9), {"layout": "nsc"}, ValueError, r"format of 4-D and 5-D tensors, .* \(4, 6, 9"),
+        ((4, 6, 2, 2), {"layout": "nhwc"}, ValueError, "no layout 'nhwc'; choose contiguous, ch"),
+        (
+            (4, 6, 9),
+            {"layout": "channels_last"},
+            ValueError,
+            r"format of 4-D and 5-D tensors, .* \(4, 6, 9",
+        ),
         ((4, 6), {"op": "update"}, ValueError, "no op 'update'; choose forward, backward, eval"),
         ((4, 6), {"device": "h400"}, ValueError, "no device 'h400'; choose t4, a100, .* b200, or "),
         ((4, 6), {"device": "cpu"}, ValueError, "no device 'cpu'; choose t4, "),
@@ -392,7 +412,7 @@ def test_plan_in_a_sentence() -> None:
             (4, 6),
             {"algorithm": "best"},
             ValueError,
-            "no algorithm 'best'; choose one of auto, split, ",
+            "no algorithm 'best'; choose one of auto, two_pass, ",
         ),
     ],
     ids=lambda value: str(value) if isinstance(value, (tuple, dict)) else "",

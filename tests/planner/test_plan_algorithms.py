@@ -12,18 +12,18 @@ import torch
 
 import fastbn
 from fastbn import _C
-from fastbn.networks import RESNET50
 from fastbn.planning import DEVICES
+from fastbn.planning.networks import RESNET50
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = ("ncs", "nsc")
+LAYOUTS = ("contiguous", "channels_last")
 OPS = ("forward", "backward", "eval")
 TRAINING = ("forward", "backward")
 NAMES = tuple(DEVICES)
-ON_CHIP = ("resident", "cluster", "grid")
+PERSISTENT = ("persistent_block", "persistent_cluster", "persistent_grid")
 
 VECTOR_BYTES = 16
 KIB, MIB = 2**10, 2**20
@@ -33,7 +33,7 @@ DEFAULT_SHARED_BYTES = 48 * KIB
 RESERVED_SHARED_BYTES = KIB
 MOST_THREADS = 512
 MOST_BLOCKS = 2**31 - 1
-TINY_BYTES = 2 * MIB
+ONE_BLOCK_BYTES = 2 * MIB
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +76,8 @@ def odd_plans(device: str) -> Iterator[fastbn.Plan]:
         (2**31 + 1, 3),
         (1, 3, 2**31 + 3),
     ]
-    for shape, layout, dtype, op in product(shapes, (*LAYOUTS, "strided"), DTYPES, OPS):
-        if layout == "nsc" and len(shape) == 3:
+    for shape, layout, dtype, op in product(shapes, (*LAYOUTS, "generic"), DTYPES, OPS):
+        if layout == "channels_last" and len(shape) == 3:
             continue  # not a memory format
         yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
 
@@ -99,44 +99,44 @@ def assert_fits(plan: fastbn.Plan, device: _C.Device) -> None:
     assert 1 <= plan.block <= MOST_THREADS
     assert plan.block % 32 == 0
     assert 0 < plan.shared_bytes <= device.shared_per_block
-    assert plan.slabs >= 1
-    assert plan.parts >= 1
+    assert plan.channel_tiles >= 1
+    assert plan.splits >= 1
     assert plan.vector_bytes in (plan.dtype.itemsize, VECTOR_BYTES)
-    assert plan.mapping in ("columns", "segments", "strided")
-    assert (plan.mapping == "strided") == (plan.layout == "strided")
-    assert (plan.workspace_bytes > 0) == (plan.algorithm in ("split", "grid"))
-    if plan.algorithm in ON_CHIP:
-        assert_fits_on_chip(plan, device)
+    assert plan.mapping in ("matrix_columns", "contiguous", "generic")
+    assert (plan.mapping == "generic") == (plan.layout == "generic")
+    assert (plan.workspace_bytes > 0) == (plan.algorithm in ("two_pass", "persistent_grid"))
+    if plan.algorithm in PERSISTENT:
+        assert_persistent_fits(plan, device)
     else:
-        assert plan.launches in ((1, 2) if plan.algorithm == "split" else (1,))
+        assert plan.launches in ((1, 2) if plan.algorithm == "two_pass" else (1,))
         assert plan.shared_bytes <= DEFAULT_SHARED_BYTES
-        assert plan.grid == plan.slabs * plan.parts
+        assert plan.grid == plan.channel_tiles * plan.splits
         assert plan.cluster == 1
-        assert plan.teams == plan.blocks_per_multiprocessor == 0
+        assert plan.cta_groups == plan.blocks_per_multiprocessor == 0
 
 
-def assert_fits_on_chip(plan: fastbn.Plan, device: _C.Device) -> None:
+def assert_persistent_fits(plan: fastbn.Plan, device: _C.Device) -> None:
     assert plan.launches == 1
     assert plan.vector_bytes == VECTOR_BYTES
-    assert plan.grid == plan.teams * plan.parts
-    assert plan.teams <= plan.slabs
+    assert plan.grid == plan.cta_groups * plan.splits
+    assert plan.cta_groups <= plan.channel_tiles
     together = plan.blocks_per_multiprocessor
     assert together in (1, 2)
     taken = together * (plan.shared_bytes + RESERVED_SHARED_BYTES)
     assert taken <= device.shared_per_multiprocessor
     assert together * plan.block <= min(MOST_THREADS, device.threads_per_multiprocessor)
     assert plan.grid <= together * device.multiprocessors
-    if plan.algorithm == "resident":
-        assert plan.parts == plan.cluster == 1
-    elif plan.algorithm == "cluster":
-        assert plan.cluster == plan.parts
+    if plan.algorithm == "persistent_block":
+        assert plan.splits == plan.cluster == 1
+    elif plan.algorithm == "persistent_cluster":
+        assert plan.cluster == plan.splits
         assert plan.cluster in (2, 4, 8, 16)
         # As many as the driver lets run at once.
         size = plan.cluster.bit_length() - 1
-        assert plan.teams <= (device.clusters if together == 1 else device.half_clusters)[size]
+        assert plan.cta_groups <= (device.clusters if together == 1 else device.half_clusters)[size]
     else:
         assert plan.cluster == 1
-        assert plan.parts > 1
+        assert plan.splits > 1
         assert device.cooperative
 
 
@@ -171,15 +171,15 @@ def test_large_layers_keep_the_device_busy(device: str) -> None:
     for plan in network_plans(device, 256):
         if tensor_bytes(plan) < 32 * MIB:
             continue
-        if plan.algorithm in ON_CHIP:
+        if plan.algorithm in PERSISTENT:
             # Copies are under way all the time: fewer multiprocessors draw as much.
             assert plan.grid / plan.blocks_per_multiprocessor >= 0.5 * multiprocessors, plan
             continue
         assert plan.grid >= 0.75 * multiprocessors, plan
-        # Columns leave a multiprocessor room for one block, segments for two.
-        slots = multiprocessors * (1 if plan.mapping == "columns" else 2)
-        waves = math.ceil(plan.grid / slots)
-        assert plan.grid / (waves * slots) >= 0.75, plan
+        # Matrix columns leave a multiprocessor room for one block, contiguous channels for two.
+        room = multiprocessors * (1 if plan.mapping == "matrix_columns" else 2)
+        waves = math.ceil(plan.grid / room)
+        assert plan.grid / (waves * room) >= 0.75, plan
 
 
 # --- Bytes ----------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def test_large_layers_keep_the_device_busy(device: str) -> None:
 
 @pytest.mark.parametrize("device", NAMES)
 @pytest.mark.parametrize("batch", [1, 32, 256])
-def test_never_more_bytes_than_split(device: str, batch: int) -> None:
+def test_never_more_bytes_than_two_passes(device: str, batch: int) -> None:
     for plan in network_plans(device, batch):
-        split = forced(plan, "split")
-        assert plan.floor_bytes == split.floor_bytes
-        assert plan.floor_bytes <= plan.bytes_moved <= split.bytes_moved, plan
-        assert plan.bytes_written == split.bytes_written
-        assert plan.launches <= split.launches
+        two_pass = forced(plan, "two_pass")
+        assert plan.floor_bytes == two_pass.floor_bytes
+        assert plan.floor_bytes <= plan.bytes_moved <= two_pass.bytes_moved, plan
+        assert plan.bytes_written == two_pass.bytes_written
+        assert plan.launches <= two_pass.launches
 
 
 def resnet(layout: Any, op: Any) -> list[tuple[int, fastbn.Plan]]:
@@ -216,12 +216,12 @@ def resnet(layout: Any, op: Any) -> list[tuple[int, fastbn.Plan]]:
 @pytest.mark.parametrize(("op", "least"), [("forward", 52), ("backward", 45)])
 def test_contiguous_layers_move_no_byte_twice(op: str, least: int) -> None:
     """In one launch each."""
-    layers = resnet("ncs", op)
+    layers = resnet("contiguous", op)
     at_floor = [count for count, plan in layers if plan.share == 1 and plan.launches == 1]
     assert sum(at_floor) >= least
 
 
-@pytest.mark.parametrize(("layout", "most"), [("ncs", 30.5e9), ("nsc", 35.5e9)])
+@pytest.mark.parametrize(("layout", "most"), [("contiguous", 30.5e9), ("channels_last", 35.5e9)])
 def test_traffic_of_a_training_step(layout: str, most: float) -> None:
     """Stock moves 45.5 GB; the floor is 28.5."""
     moved = sum(count * plan.bytes_moved for op in TRAINING for count, plan in resnet(layout, op))
@@ -240,7 +240,7 @@ def test_fastest_is_chosen(device: str, batch: int) -> None:
         if plan.op == "eval":
             assert set(considered) == {"elementwise"}
         else:
-            assert "split" in considered
+            assert "two_pass" in considered
             assert forced(plan, plan.algorithm) == plan
 
 
@@ -250,16 +250,22 @@ def test_no_clusters_before_hopper(device: str) -> None:
         plan.algorithm
         for batch in (32, 256)
         for plan in network_plans(device, batch)
-        if plan.op != "eval" and tensor_bytes(plan) > TINY_BYTES
+        if plan.op != "eval" and tensor_bytes(plan) > ONE_BLOCK_BYTES
     )
-    assert set(chosen) == {"split", "resident"}
+    assert set(chosen) == {"two_pass", "persistent_block"}
 
 
 def test_every_algorithm_has_its_place() -> None:
     chosen = Counter(plan.algorithm for batch in (8, 256) for plan in network_plans("h200", batch))
-    assert min(chosen[name] for name in ("split", "resident", "cluster", "grid")) > 3
-    # Odd sizes cannot stay on chip.
-    assert fastbn.plan((9, 7, 5, 5), device="h200").algorithm == "tiny"
+    assert (
+        min(
+            chosen[name]
+            for name in ("two_pass", "persistent_block", "persistent_cluster", "persistent_grid")
+        )
+        > 3
+    )
+    # Odd sizes have no persistent plan.
+    assert fastbn.plan((9, 7, 5, 5), device="h200").algorithm == "one_block"
 
 
 @pytest.mark.parametrize("op", TRAINING)
@@ -283,13 +289,13 @@ def test_small_tensors_take_one_launch(device: str, op: Any) -> None:
     for n, c, s, layout, dtype in product(batches, channels, spatial, LAYOUTS, DTYPES):
         plan = fastbn.plan((n, c, s, 1), dtype=dtype, layout=layout, op=op, device=device)
         chosen[plan.algorithm] += 1
-        if plan.algorithm == "tiny":
-            assert tensor_bytes(plan) <= TINY_BYTES, plan
-            assert plan.parts == 1, plan
+        if plan.algorithm == "one_block":
+            assert tensor_bytes(plan) <= ONE_BLOCK_BYTES, plan
+            assert plan.splits == 1, plan
         if tensor_bytes(plan) <= 64 * KIB:
             assert plan.launches == 1, plan
-    assert chosen["tiny"] > 5
-    assert sum(chosen[name] for name in ON_CHIP) > 20
+    assert chosen["one_block"] > 5
+    assert sum(chosen[name] for name in PERSISTENT) > 20
 
 
 # --- Forcing one ----------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ def test_small_tensors_take_one_launch(device: str, op: Any) -> None:
 
 @pytest.mark.parametrize("op", TRAINING)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("algorithm", ["split", "tiny", *ON_CHIP])
+@pytest.mark.parametrize("algorithm", ["two_pass", "one_block", *PERSISTENT])
 def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
     question = {"layout": layout, "op": op, "device": "h200", "dtype": "bfloat16"}
     shape = (32, 64, 7, 7)
@@ -310,31 +316,51 @@ def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
 
 
 def test_forced_algorithm_leaves_operations_without_a_choice_alone() -> None:
-    for algorithm in ("auto", "split", "tiny", *ON_CHIP):
+    for algorithm in ("auto", "two_pass", "one_block", *PERSISTENT):
         plan = fastbn.plan((4, 64), op="eval", device="h200", algorithm=algorithm)
         assert plan.algorithm == "elementwise"
         plan = fastbn.plan(
             (4, 64), op="backward", want_dx=False, device="h200", algorithm=algorithm
         )
-        assert plan.algorithm == "split"
+        assert plan.algorithm == "two_pass"
 
 
 @pytest.mark.parametrize(
     ("shape", "options", "reason"),
     [
-        ((256, 64, 56, 56), {"algorithm": "tiny"}, "tensors of up to 2097152 bytes, .* 205520896"),
-        ((9, 7, 5, 5), {"algorithm": "resident"}, "only aligned activations of whole 16-byte vec"),
-        ((9, 7, 5, 5), {"algorithm": "grid"}, "only aligned activations of whole 16-byte vectors"),
+        (
+            (256, 64, 56, 56),
+            {"algorithm": "one_block"},
+            "tensors of up to 2097152 bytes, .* 205520896",
+        ),
+        (
+            (9, 7, 5, 5),
+            {"algorithm": "persistent_block"},
+            "only aligned activations of whole 16-byte vec",
+        ),
+        (
+            (9, 7, 5, 5),
+            {"algorithm": "persistent_grid"},
+            "only aligned activations of whole 16-byte vectors",
+        ),
         (
             (256, 64, 112, 112),
-            {"algorithm": "resident"},
+            {"algorithm": "persistent_block"},
             "too little of a channel's elements finds",
         ),
-        ((64, 64, 56, 56), {"algorithm": "cluster", "device": "a100"}, "a100 has no clusters"),
-        ((64, 64, 56, 56), {"algorithm": "grid", "device": "t4"}, "9.0 or later, and t4 is of 7.5"),
+        (
+            (64, 64, 56, 56),
+            {"algorithm": "persistent_cluster", "device": "a100"},
+            "a100 has no clusters",
+        ),
+        (
+            (64, 64, 56, 56),
+            {"algorithm": "persistent_grid", "device": "t4"},
+            "9.0 or later, and t4 is of 7.5",
+        ),
         *(
             ((4, 64), {"algorithm": name, "momentum": None}, "momentum=None takes two launches")
-            for name in ("tiny", *ON_CHIP)
+            for name in ("one_block", *PERSISTENT)
         ),
     ],
     ids=str,
@@ -342,25 +368,29 @@ def test_forced_algorithm_leaves_operations_without_a_choice_alone() -> None:
 def test_forced_algorithm_that_does_not_fit(
     shape: tuple[int, ...], options: dict[str, Any], reason: str
 ) -> None:
-    words = f"algorithm '{options['algorithm']}' does not fit: .*{reason}.*; choose auto or split"
+    words = (
+        f"algorithm '{options['algorithm']}' does not fit: .*{reason}.*; choose auto or two_pass"
+    )
     with pytest.raises(ValueError, match=words):
         fastbn.plan(shape, **{"device": "h200", **options})
 
 
 def test_momentum_none_takes_two_launches() -> None:
     for shape in ((4, 64), (256, 64, 56, 56)):
-        assert fastbn.plan(shape, device="h200", momentum=None).algorithm == "split"
+        assert fastbn.plan(shape, device="h200", momentum=None).algorithm == "two_pass"
 
 
 def test_environment_forces_an_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless an argument does."""
     shape, natural = (32, 64, 7, 7), fastbn.plan((32, 64, 7, 7), device="h200").algorithm
-    for algorithm in ("split", "tiny", *ON_CHIP):
+    for algorithm in ("two_pass", "one_block", *PERSISTENT):
         monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", algorithm)
         assert fastbn.plan(shape, device="h200").algorithm == algorithm
         assert fastbn.plan(shape, device="h200", algorithm="auto").algorithm == natural
-    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "tiny")
-    with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: algorithm 'tiny' does not fit"):
+    monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "one_block")
+    with pytest.raises(
+        ValueError, match=r"^FASTBN_CUDA_ALGORITHM: algorithm 'one_block' does"
+    ):
         fastbn.plan((4, 64), device="h200", momentum=None)
     monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", "fastest")
     with pytest.raises(ValueError, match=r"^FASTBN_CUDA_ALGORITHM: there is no .* 'fastest'"):

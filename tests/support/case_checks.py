@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import reference
 import torch
-from tolerances import assert_near
 
 import fastbn
 
+from . import oracle
+from .tolerances import assert_near
+
 if TYPE_CHECKING:
-    from tables import Tensors
     from torch import Tensor
+
+    from .tables import Tensors
 
 MOMENTUM = 0.1
 EPS = 1e-5
@@ -33,11 +35,11 @@ def forward(tensors: Tensors, training: bool) -> Tensor:
     )
 
 
-def statistics_of(tensors: Tensors, training: bool) -> reference.Statistics:
+def statistics_of(tensors: Tensors, training: bool) -> oracle.Statistics:
     """The exact statistics that the forward uses."""
     if training:
-        return reference.batch_statistics(tensors.x, EPS)
-    return reference.given_statistics(tensors.x, tensors.running_mean, tensors.running_var, EPS)
+        return oracle.batch_statistics(tensors.x, EPS)
+    return oracle.given_statistics(tensors.x, tensors.running_mean, tensors.running_var, EPS)
 
 
 def check(tensors: Tensors, training: bool, condition: float = 1.0) -> None:
@@ -50,9 +52,9 @@ def check(tensors: Tensors, training: bool, condition: float = 1.0) -> None:
 
     y = forward(tensors, training)
     assert y.dtype == x.dtype
-    assert_near(y, reference.output(x, weight, bias, statistics), "y", condition)
+    assert_near(y, oracle.output(x, weight, bias, statistics), "y", condition)
     if training:
-        updated = reference.running_statistics(statistics, *before.values(), MOMENTUM)
+        updated = oracle.running_statistics(statistics, *before.values(), MOMENTUM)
         for name, statistic in running.items():
             assert_near(statistic, updated[name], name, condition)
     else:
@@ -60,7 +62,7 @@ def check(tensors: Tensors, training: bool, condition: float = 1.0) -> None:
             assert torch.equal(statistic, before[name])
 
     y.backward(tensors.dy)
-    expected = reference.gradients(tensors.dy, x, weight, statistics, training)
+    expected = oracle.gradients(tensors.dy, x, weight, statistics, training)
     for parameter, quantity in PARAMETERS.items():
         leaf = getattr(tensors, parameter)
         if leaf is not None:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cuda_toolkit
+from . import cuda_toolkit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TORCH = "2.11.0"
 ARCHITECTURES = "9.0"
 # For the environment while it is made; it keeps half of that.
@@ -142,7 +142,7 @@ def build_and_test() -> int:
     python = environment()
     if python is None:
         return 0
-    run(python, ROOT / "tests" / "cuda_toolkit.py", CI="1")
+    run(python, "-m", "tests.support.cuda_toolkit", CI="1")
     home = cuda_toolkit.find()
     if home is None:
         sys.exit("no CUDA toolkit")

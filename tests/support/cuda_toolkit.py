@@ -1,6 +1,6 @@
 """Finds a CUDA toolkit that compiles the kernels: the machine's, or one of the Python index.
 
-``python cuda_toolkit.py`` makes sure that there is one, and tells where.
+``python -m tests.support.cuda_toolkit`` makes sure that there is one, and tells where.
 """
 
 from __future__ import annotations

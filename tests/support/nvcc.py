@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import cuda_toolkit
+from . import cuda_toolkit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
 SOURCES = ("forward.cu", "backward.cu")
 # Compiled objects, by a hash of everything they depend on.
@@ -38,7 +38,7 @@ SIZES = {"double": 8, "float": 4, "fastbn::BFloat16": 2, "fastbn::Float16": 2}
 
 @dataclass(frozen=True)
 class Name:
-    """A kernel by what it is compiled for: ``split_statistics<Columns<float, 4>>``."""
+    """A kernel by what it is compiled for: ``two_pass_forward_reduce<MatrixColumns<float, 4>>``."""
 
     kernel: str
     mapping: str
@@ -46,7 +46,7 @@ class Name:
     width: int
 
     @property
-    def vectorised(self) -> bool:
+    def vectorized(self) -> bool:
         return SIZES[self.dtype] * self.width == VECTOR_BYTES
 
     def __str__(self) -> str:

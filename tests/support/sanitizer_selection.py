@@ -1,13 +1,13 @@
 """A few small inputs for each way through the CUDA kernels, to be run under compute-sanitizer.
 
-``compute-sanitizer --tool memcheck --error-exitcode 1 python sanitizer_selection.py``, and the same
-with racecheck, synccheck and initcheck. Nothing but fastbn's kernels runs on the GPU: inputs are
+``compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.support.sanitizer_selection``
+from the repository's folder, and the same with racecheck, synccheck and initcheck. Nothing but fastbn's kernels runs on the GPU: inputs are
 made on the CPU and copied as they lie in memory, and results are compared with the oracle there.
 
-Each input goes the way that the planner chooses, and then each other way that stays on chip.
+Each input goes the way that the planner chooses, and then each other persistent way.
 
 Set ``PYTORCH_NO_CUDA_MEMORY_CACHING=1``: otherwise tensors are pieces of large allocations, where
-memcheck takes a neighbour for the tensor itself, and initcheck what an earlier one left for data.
+memcheck takes a neighbor for the tensor itself, and initcheck what an earlier one left for data.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import reference
 import torch
-from case_checks import EPS, MOMENTUM, statistics_of
-from devices import GPU
-from tables import LAYOUTS, Case, Tensors, as_it_lies, make
-from tolerances import assert_near
 
 import fastbn
 from fastbn import _C
-from fastbn.ops import batch_norm_backward, batch_norm_inference, batch_norm_training
+from fastbn.ops import batch_norm_backward, batch_norm_eval, batch_norm_training
+
+from . import oracle
+from .case_checks import EPS, MOMENTUM, statistics_of
+from .devices import GPU
+from .tables import LAYOUTS, Case, Tensors, as_it_lies, make
+from .tolerances import assert_near
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Shape and layout: first as few elements as a block takes on its own, then as many channels or so
-# many elements that blocks share them; see csrc/cuda/candidates.cpp. The batch is that of bfloat16,
-# and half of it is taken in float32. What stays on chip takes those that are in whole vectors.
+# many elements that blocks share them; see csrc/cuda/planner/candidates.cpp. The batch is that of
+# bfloat16, and half of it is taken in float32. Persistent kernels take those that are in whole vectors.
 INPUTS = {
     # Channels last, in whole vectors.
     "columns": ((4, 24, 5, 7), "channels_last"),
     "columns, shared": ((8, 24, 36, 41), "channels_last"),
-    "columns, several slabs": ((84, 264, 5, 5), "channels_last"),
+    "columns, several channel tiles": ((84, 264, 5, 5), "channels_last"),
     # Channels last, several positions to a row of vectors.
     "folded columns": ((4, 5, 4, 6), "channels_last"),
     "folded columns, shared": ((8, 5, 80, 80), "channels_last"),
@@ -47,22 +48,22 @@ INPUTS = {
     "single columns": ((3, 7, 3, 5), "channels_last"),
     "single columns, shared": ((6, 7, 91, 83), "channels_last"),
     "single columns, not aligned": ((5, 40, 7, 7), "channels_last_offset"),
-    "matrix, several slabs": ((9, 1037), "contiguous"),
+    "matrix, several channel tiles": ((9, 1037), "contiguous"),
     # Contiguous, several channels to a row of vectors.
-    "small segments": ((4, 16, 7, 7), "contiguous"),
-    "small segments, shared": ((340, 24, 7, 7), "contiguous"),
-    # Contiguous, in whole vectors and in windows that reach past the ends of a segment.
-    "segments": ((3, 5, 8, 8), "contiguous"),
-    "segments, shared": ((16, 3, 75, 80), "contiguous"),
-    "windows": ((3, 5, 7, 9), "contiguous"),
-    "windows, shared": ((16, 3, 75, 81), "contiguous"),
+    "small channels": ((4, 16, 7, 7), "contiguous"),
+    "small channels, shared": ((340, 24, 7, 7), "contiguous"),
+    # Contiguous, in whole vectors and in vectors that reach past the ends of a segment.
+    "contiguous": ((3, 5, 8, 8), "contiguous"),
+    "contiguous, shared": ((16, 3, 75, 80), "contiguous"),
+    "odd segments": ((3, 5, 7, 9), "contiguous"),
+    "odd segments, shared": ((16, 3, 75, 81), "contiguous"),
     # Any strides, and addresses that differ from those of the results.
-    "strided": ((3, 5, 4, 6), "stepped"),
-    "strided, shared": ((16, 3, 75, 78), "batch_minor"),
+    "generic": ((3, 5, 4, 6), "stepped"),
+    "generic, shared": ((16, 3, 75, 78), "batch_minor"),
     "not aligned": ((3, 5, 7, 9), "offset"),
 }
 DTYPES = (torch.bfloat16, torch.float32)
-ON_CHIP = ("resident", "cluster", "grid")
+PERSISTENT = ("persistent_block", "persistent_cluster", "persistent_grid")
 
 
 def cases() -> Iterator[Case]:
@@ -82,7 +83,7 @@ def placed(tensors: Tensors, device: str) -> Tensors:
     return Tensors(**{name: as_it_lies(t, device) for name, t in vars(tensors).items()})
 
 
-# Training with either kind of momentum, and evaluation.
+# Training with either kind of momentum, and eval.
 MODES = ((True, MOMENTUM), (True, None), (False, 0.0))
 # Whether dx and the gradients of the vectors are wanted.
 WANTED = ((True, True), (True, False), (False, True))
@@ -101,13 +102,13 @@ def check_forward(
             assert counter.tolist() == [4]
             before = tensors.running_mean, tensors.running_var
             share = 1 / 4 if momentum is None else momentum
-            updated = reference.running_statistics(statistics, *before, share)
+            updated = oracle.running_statistics(statistics, *before, share)
             for name, expected in updated.items():
                 assert_near(getattr(there, name), expected, name)
         else:
-            y, mean, _ = batch_norm_inference(there.x, *vectors, EPS, True)
-        assert_near(mean, reference.saved_statistics(statistics)["mean"], "mean")
-        exact = reference.output(tensors.x, tensors.weight, tensors.bias, statistics)
+            y, mean, _ = batch_norm_eval(there.x, *vectors, EPS, True)
+        assert_near(mean, oracle.saved_statistics(statistics)["mean"], "mean")
+        exact = oracle.output(tensors.x, tensors.weight, tensors.bias, statistics)
         assert_near(y, exact, "y")
 
 
@@ -124,7 +125,7 @@ def check_backward(
             as_it_lies(statistic.to(tensors.weight.dtype), device)
             for statistic in (statistics.mean, statistics.invstd)
         ]
-        expected = reference.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
+        expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
         for dx, vectors in wanted_gradients:
             wanted = (dx, vectors, vectors)
             results: tuple[Tensor, ...] = batch_norm_backward(
@@ -136,12 +137,12 @@ def check_backward(
 
 
 def ways(tensors: Tensors, device: str) -> set[str]:
-    """Algorithms that fit both forward and backward on a GPU, and keep the input on chip."""
+    """Persistent algorithms that fit both forward and backward on a GPU."""
     fit = [
         {name for name, _ in fastbn.plan(tensors.x, op=op, device=device).considered}
         for op in ("forward", "backward")
     ]
-    return set.intersection(*fit, set(ON_CHIP))
+    return set.intersection(*fit, set(PERSISTENT))
 
 
 def check_training(tensors: Tensors, device: str) -> None:

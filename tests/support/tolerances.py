@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from reference import Expected
     from torch import Tensor
+
+    from .oracle import Expected
 
 # In epsilons of the dtype of sums.
 ARITHMETIC = {
@@ -109,7 +110,7 @@ def assert_no_worse(ours: Tensor, stock: Tensor, expected: Expected, quantity: s
     """Fails where fastbn's largest error in a channel exceeds stock's.
 
     The floor is the arithmetic error alone: where both round a value that lies halfway between two
-    neighbours, either may be the lucky one.
+    neighbors, either may be the lucky one.
     """
     error = (ours.detach().cpu().double() - expected.value).abs()
     theirs = (stock.detach().cpu().double() - expected.value).abs()

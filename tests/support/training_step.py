@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from devices import GPU
-from tables import Case, make
 
 import fastbn
+
+from .devices import GPU
+from .tables import Case, make
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 # What the planner makes of them, in float32 on any GPU.
 SHAPES = {
     # A block for a few channels, and one launch.
-    "tiny": (4, 24, 9, 11),
+    "one_block": (4, 24, 9, 11),
     # Some blocks for each channel and two launches, which leave room on the GPU for others.
-    "parts": (16, 16, 41, 43),
+    "splits": (16, 16, 41, 43),
     # The same, and the GPU is full.
     "large": (32, 64, 56, 56),
 }

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from stock_versions import TAKES_BIAS
-from tolerances import AGAINST_STOCK
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastbn
+from tests.support.stock_versions import TAKES_BIAS
+from tests.support.tolerances import AGAINST_STOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def assert_compiles(model: nn.Module, backend: str) -> None:
 
 
 # What decides the traced code: the flags of the module and its mode.
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -82,7 +82,7 @@ def test_full_graph(options: dict[str, Any], training: bool, device: str) -> Non
     assert_compiles(network(device, **options).train(training), TRACING)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_generated_code(training: bool, device: str) -> None:
     assert_compiles(network(device, momentum=None).train(training), "inductor")
 

@@ -12,10 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tolerances import AGAINST_STOCK
 from torch import fx, nn
 
 import fastbn
+from tests.support.tolerances import AGAINST_STOCK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def targets(program: torch.export.ExportedProgram) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_export(training: bool, device: str) -> None:
     model = network(device).train(training)
     eager = copy.deepcopy(model)
@@ -90,7 +90,7 @@ def test_onnx(dynamo: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(run_onnx(path, x), model(x), **AGAINST_STOCK)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_torchscript_trace(training: bool, device: str) -> None:
     model = network(device).train(training)
     x = torch.randn(2, 3, 9, 9, device=device)
@@ -119,7 +119,7 @@ class TwoForms(nn.Module):
         return fastbn.batch_norm(self.norm(x), self.mean, self.var, eps=0.1)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_symbolic_trace(training: bool, device: str) -> None:
     """The module is a leaf and the function a call, as stock's are."""
     model = TwoForms().train(training).to(device)

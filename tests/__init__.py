@@ -1,0 +1,1 @@
+"""Tests of the installed fastbn; the folders are the layers, a file in them a promise."""

@@ -1,0 +1,1 @@
+"""Gradients arrive where they should."""

@@ -1,0 +1,1 @@
+"""What is packed, loaded and told on the command line."""

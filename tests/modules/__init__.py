@@ -1,0 +1,1 @@
+"""The modules, conversion of models to them, and what they refuse."""
