@@ -1,5 +1,8 @@
 from typing import ClassVar
 
+# Texts of errors, by name; each {} stands for an argument.
+messages: dict[str, str]
+
 def cpu_capability() -> str: ...
 
 class DType:

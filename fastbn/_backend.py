@@ -74,9 +74,12 @@ def load() -> tuple[ModuleType, dict[str, str | None]]:
 
 _C, _record = load()
 
+# Texts of errors, by name, which the compiled checks use, too; each {} stands for an argument.
+messages: dict[str, str] = _C.messages
+
 
 def cpu_capability() -> str:
-    """Instruction set of the CPU loops: ``default``, ``avx2`` or ``avx512``."""
+    """Instruction set of the CPU loops: ``scalar``, ``default``, ``avx2`` or ``avx512``."""
     capability: str = _C.cpu_capability()
     return capability
 

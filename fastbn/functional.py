@@ -44,9 +44,7 @@ class BatchNormFunction(torch.autograd.Function):
                 x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
             )
         else:
-            y, mean, invstd = batch_norm_eval(
-                x, weight, bias, running_mean, running_var, eps, True
-            )
+            y, mean, invstd = batch_norm_eval(x, weight, bias, running_mean, running_var, eps, True)
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.training = training
         ctx.eps = eps
@@ -131,9 +129,7 @@ def dispatch(
             raise
     statistics = (running_mean, running_var, num_batches_tracked)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return composite.batch_norm(
-            x, weight, bias, *statistics, training, momentum, eps
-        )
+        return composite.batch_norm(x, weight, bias, *statistics, training, momentum, eps)
     if torch.is_grad_enabled():
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is not None and statistic.requires_grad:

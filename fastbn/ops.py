@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch._prims_common import suggest_memory_format
 
-from . import _backend as _backend  # registers the operators
+from ._backend import messages  # the import registers the operators
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,10 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _say(message: str, *arguments: object) -> str:
+    return messages[message].format(*arguments)
+
+
 def check_forward(
     x: Tensor,
     weight: Tensor | None,
@@ -74,13 +78,11 @@ def check_forward(
 ) -> None:
     """Refuses what the compiled operators refuse, in their words; for x that has only a shape."""
     if training and math.prod(x.shape[:1] + x.shape[2:]) == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.size()}"
-        )
+        raise ValueError(_say("one_value_per_channel", x.size()))
     if training and eps <= 0.0:
-        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        raise ValueError(_say("training_eps", eps))
     if eps < 0.0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+        raise ValueError(_say("eps", eps))
     if x.numel() == 0:
         return
     vectors = {
@@ -92,40 +94,45 @@ def check_forward(
     channels = x.shape[1] if x.dim() > 1 else 0
     for name, vector in vectors.items():
         if vector is not None and vector.numel() != channels:
-            raise RuntimeError(f"{name} should contain {channels} elements not {vector.numel()}")
+            raise RuntimeError(_say("elements", name, channels, vector.numel()))
         if vector is None and not training and name.startswith("running"):
-            raise RuntimeError(f"{name} must be defined in evaluation mode")
+            raise RuntimeError(_say("no_statistics", name))
     if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
+        raise ValueError(_say("one_statistic"))
     if x.dtype not in _DTYPES:
-        raise NotImplementedError(f"\"batch_norm\" not implemented for '{x.dtype}'")
+        raise NotImplementedError(_say("dtype", x.dtype))
     device = "CPU" if x.is_cpu else "CUDA"
     for vector in vectors.values():
         if vector is None:
             continue
         if x.dtype == torch.float64 and vector.dtype != torch.float64:
-            raise RuntimeError(f"mixed dtype ({device}): all inputs must share same datatype.")
+            raise RuntimeError(_say("mixed_with_float64", device))
         if x.dtype != torch.float64 and vector.dtype not in _DTYPES[1:]:
-            raise RuntimeError(
-                f"mixed dtype ({device}): expect parameter to have scalar type of Float"
-            )
+            raise RuntimeError(_say("mixed_dtypes", device))
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
     for other in others:
         if other is not None and other.device != x.device:
-            raise RuntimeError(
-                f"Tensor on device {other.device} is not on the expected device {x.device}!"
-            )
+            raise RuntimeError(_say("device", other.device, x.device))
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """That of x and of all results, as ``format_of`` in csrc/ops/ops.cpp has it.
+
+    Strides of dimensions of size one mean nothing and are not looked at where there is a choice;
+    contiguous comes first.
+    """
+    formats = [torch.contiguous_format]
+    formats += {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
+    for memory_format in formats:
+        if x.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return suggest_memory_format(x)
 
 
 def _result_like(x: Tensor) -> Tensor:
-    formats = [torch.contiguous_format]
-    formats += {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
-    for layout in formats:
-        if x.is_contiguous(memory_format=layout):
-            return torch.empty_like(x, memory_format=layout)
-    return torch.empty_like(x, memory_format=suggest_memory_format(x))
+    return torch.empty_like(x, memory_format=memory_format_of(x))
 
 
 def _vector(x: Tensor, wanted: bool, dtype: torch.dtype | None = None) -> Tensor:

@@ -8,6 +8,7 @@
 #include "../cpu/simd/loops.h"
 #include "../cuda/device_query.h"
 #include "../cuda/planner/plan.h"
+#include "messages.h"
 
 namespace py = pybind11;
 
@@ -108,5 +109,10 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled operators of fastbn.";
   module.def("cpu_capability", &fastbn::cpu::capability,
              "Instruction set of the CPU loops: 'scalar', 'default', 'avx2' or 'avx512'.");
+  py::dict messages;
+#define FASTBN_MESSAGE(name, text) messages[#name] = text;
+  FASTBN_MESSAGES(FASTBN_MESSAGE)
+#undef FASTBN_MESSAGE
+  module.attr("messages") = messages;
   fastbn::define_planner(module);
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../core/partial_rows.h"
+#include "messages.h"
 
 namespace fastbn {
 
@@ -32,15 +33,13 @@ void check_batch_size(const at::Tensor& x) {
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (d != 1) values *= x.size(d);
   }
-  TORCH_CHECK_VALUE(values != 1,
-                    "Expected more than 1 value per channel when training, got input size ",
-                    python_size(x));
+  TORCH_CHECK_VALUE(values != 1, say(messages::one_value_per_channel, python_size(x)));
 }
 
 void check_numel(const char* name, const OptionalTensor& vector, int64_t channels) {
   if (!vector) return;
-  TORCH_CHECK(vector->numel() == channels, name, " should contain ", channels, " elements not ",
-              vector->numel());
+  TORCH_CHECK(vector->numel() == channels,
+              say(messages::elements, name, channels, vector->numel()));
 }
 
 bool is_supported(at::ScalarType type) {
@@ -48,8 +47,7 @@ bool is_supported(at::ScalarType type) {
 }
 
 void check_device(const at::Tensor& x, const at::Tensor& other) {
-  TORCH_CHECK(other.device() == x.device(), "Tensor on device ", other.device(),
-              " is not on the expected device ", x.device(), "!");
+  TORCH_CHECK(other.device() == x.device(), say(messages::device, other.device(), x.device()));
 }
 
 // float64 stays among itself; the narrower types mix freely.
@@ -58,17 +56,15 @@ void check_vector(const at::Tensor& x, const OptionalTensor& vector) {
   check_device(x, *vector);
   const char* device = x.is_cpu() ? "CPU" : "CUDA";
   if (x.scalar_type() == at::kDouble) {
-    TORCH_CHECK(vector->scalar_type() == at::kDouble, "mixed dtype (", device,
-                "): all inputs must share same datatype.");
+    TORCH_CHECK(vector->scalar_type() == at::kDouble, say(messages::mixed_with_float64, device));
   } else {
     TORCH_CHECK(is_supported(vector->scalar_type()) && vector->scalar_type() != at::kDouble,
-                "mixed dtype (", device, "): expect parameter to have scalar type of Float");
+                say(messages::mixed_dtypes, device));
   }
 }
 
 void check_activation(const at::Tensor& x) {
-  TORCH_CHECK_NOT_IMPLEMENTED(is_supported(x.scalar_type()), "\"batch_norm\" not implemented for '",
-                              x.scalar_type(), "'");
+  TORCH_CHECK_NOT_IMPLEMENTED(is_supported(x.scalar_type()), say(messages::dtype, x.scalar_type()));
 }
 
 // An input without elements is returned as it is, before anything else is looked at.
@@ -85,10 +81,10 @@ void check_vectors(const at::Tensor& x, const ForwardVectors& vectors, bool need
   const int64_t channels = x.dim() < 2 ? 0 : x.size(1);
   check_numel("running_mean", vectors.running_mean, channels);
   TORCH_CHECK(vectors.running_mean || !needs_statistics,
-              "running_mean must be defined in evaluation mode");
+              say(messages::no_statistics, "running_mean"));
   check_numel("running_var", vectors.running_var, channels);
   TORCH_CHECK(vectors.running_var || !needs_statistics,
-              "running_var must be defined in evaluation mode");
+              say(messages::no_statistics, "running_var"));
   check_numel("weight", vectors.weight, channels);
   check_numel("bias", vectors.bias, channels);
   TORCH_CHECK_INDEX(x.dim() >= 2,
@@ -96,7 +92,7 @@ void check_vectors(const at::Tensor& x, const ForwardVectors& vectors, bool need
                     "(N, C, ...), but got ",
                     x.dim(), "D)");
   TORCH_CHECK_VALUE(vectors.running_mean.has_value() == vectors.running_var.has_value(),
-                    "running_mean and running_var must either both be None or neither be None");
+                    messages::one_statistic);
   check_activation(x);
   check_vector(x, vectors.running_mean);
   check_vector(x, vectors.running_var);
@@ -105,8 +101,7 @@ void check_vectors(const at::Tensor& x, const ForwardVectors& vectors, bool need
 }
 
 void check_training_eps(double eps) {
-  TORCH_CHECK_VALUE(!(eps <= 0), "batch_norm eps must be positive during training, but got ",
-                    python_repr(eps));
+  TORCH_CHECK_VALUE(!(eps <= 0), say(messages::training_eps, python_repr(eps)));
 }
 
 void check_counter(const at::Tensor& x, const OptionalTensor& num_batches_tracked) {
@@ -135,7 +130,7 @@ void check_training(const at::Tensor& x, const ForwardVectors& vectors,
 }
 
 void check_eval(const at::Tensor& x, const ForwardVectors& vectors, double eps) {
-  TORCH_CHECK_VALUE(!(eps < 0), "batch_norm eps must be non-negative, but got ", python_repr(eps));
+  TORCH_CHECK_VALUE(!(eps < 0), say(messages::eps, python_repr(eps)));
   if (check_empty(x, vectors)) return;
   check_vectors(x, vectors, /*needs_statistics=*/true);
 }

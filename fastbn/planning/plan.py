@@ -1,6 +1,6 @@
 """Tells what the CUDA backend would do with an input, on GPUs that need not be there.
 
-The decisions are those of csrc/cuda/planner/plan.cpp, which the backend asks before every launch; here they
+The decisions are those of csrc/cuda/planner, which the backend asks before every launch; here they
 are put into words. networks.py does so for all layers of a network.
 """
 
@@ -18,6 +18,7 @@ import torch
 
 from .. import _C
 from .._backend import build_info
+from ..ops import memory_format_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,8 @@ LAYOUTS: dict[str, _C.Layout] = {
 # GPUs by their published properties.
 DEVICES = {device.name: device for device in _C.known_devices()}
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Ranks of tensors that have a channels-last memory format.
+_CHANNELS_LAST = (4, 5)
 
 _VECTOR_BYTES = 16
 
@@ -221,11 +223,13 @@ def _shape(given: Sequence[int]) -> tuple[int, ...]:
 
 
 def _layout_of_tensor(x: Tensor) -> Layout:
-    """As csrc/ops/ops.cpp has it: strides of sizes of one mean nothing, and contiguous comes first."""
-    if x.is_contiguous():
-        return "channels_last" if math.prod(x.shape[2:]) == 1 else "contiguous"
-    format_ = _CHANNELS_LAST.get(x.dim())
-    return "channels_last" if format_ and x.is_contiguous(memory_format=format_) else "generic"
+    """As ``layout_of`` in csrc/ops/ops.cpp has it."""
+    memory_format = memory_format_of(x)
+    if not x.is_contiguous(memory_format=memory_format):
+        return "generic"
+    if memory_format != torch.contiguous_format or math.prod(x.shape[2:]) == 1:
+        return "channels_last"
+    return "contiguous"
 
 
 def _layout_of_shape(shape: tuple[int, ...], layout: str) -> Layout:
@@ -320,11 +324,11 @@ def plan(
     Args:
         x: the input, or its shape (N, C, ...). A tensor tells its own dtype, layout, alignment and
             GPU; its values are not looked at. An empty one is planned for too: nothing is launched.
-        dtype: of the activations, float64, float32, bfloat16 or float16, or its name; default: that
-            of ``x``, for a shape ``torch.get_default_dtype()``.
-        layout: ``contiguous``, ``channels_last`` or ``generic``; default: that of ``x``, for a shape
-            ``contiguous``. Where both name the same memory, the plan says which the backend takes
-            it for: (N, C) is always ``channels_last``.
+        dtype: of the activations, float64, float32, bfloat16 or float16, or its name; default:
+            that of ``x``, for a shape ``torch.get_default_dtype()``.
+        layout: ``contiguous``, ``channels_last`` or ``generic``; default: that of ``x``, for a
+            shape ``contiguous``. Where both name the same memory, the plan says which the backend
+            takes it for: (N, C) is always ``channels_last``.
         op: ``forward`` (in training), ``backward`` or ``eval`` (forward with given statistics).
         device: a name (t4, a100, h100, h200, rtx4090, rtx5090 or b200; case, spaces and dashes do
             not matter), or a GPU of this machine as a ``torch.device``, its name or its index;
@@ -389,9 +393,7 @@ def plan(
         (other.algorithm, _microseconds(other)) for other in _C.alternatives(request, gpu)
     )
     answer = {name: getattr(planned, name) for name in _ANSWERED}
-    return Plan(
-        **question, **answer, microseconds=_microseconds(planned), considered=considered
-    )
+    return Plan(**question, **answer, microseconds=_microseconds(planned), considered=considered)
 
 
 def _microseconds(planned: _C.Plan) -> float:

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What is said of arguments that batch norm refuses: stock's words, where stock has some. The
+// Python side, which checks tensors that have only a shape, takes them from here.
+#pragma once
+
+#include <sstream>
+#include <string>
+
+namespace fastbn {
+
+// Every message, as MESSAGE(name, text). Each {} stands for an argument.
+#define FASTBN_MESSAGES(MESSAGE)                                                           \
+  MESSAGE(one_value_per_channel,                                                           \
+          "Expected more than 1 value per channel when training, got input size {}")       \
+  MESSAGE(training_eps, "batch_norm eps must be positive during training, but got {}")     \
+  MESSAGE(eps, "batch_norm eps must be non-negative, but got {}")                          \
+  MESSAGE(elements, "{} should contain {} elements not {}")                                \
+  MESSAGE(no_statistics, "{} must be defined in evaluation mode")                          \
+  MESSAGE(one_statistic,                                                                   \
+          "running_mean and running_var must either both be None or neither be None")      \
+  MESSAGE(dtype, "\"batch_norm\" not implemented for '{}'")                                \
+  MESSAGE(mixed_with_float64, "mixed dtype ({}): all inputs must share same datatype.")    \
+  MESSAGE(mixed_dtypes, "mixed dtype ({}): expect parameter to have scalar type of Float") \
+  MESSAGE(device, "Tensor on device {} is not on the expected device {}!")
+
+namespace messages {
+#define FASTBN_MESSAGE(name, text) constexpr const char* name = text;
+FASTBN_MESSAGES(FASTBN_MESSAGE)
+#undef FASTBN_MESSAGE
+}  // namespace messages
+
+// A message with its arguments filled in.
+template <typename... Arguments>
+std::string say(const std::string& message, const Arguments&... arguments) {
+  std::ostringstream said;
+  size_t begin = 0;
+  const auto fill = [&](const auto& argument) {
+    const size_t end = message.find("{}", begin);
+    said << message.substr(begin, end - begin) << argument;
+    begin = end + 2;
+  };
+  (fill(arguments), ...);
+  return said.str() + message.substr(begin);
+}
+
+}  // namespace fastbn
