@@ -95,20 +95,26 @@ Plan plan(const Request& request) {
   return last_plan;
 }
 
-void training_forward(const TrainingForward& op) {
+// The buffers that both forwards have.
+template <typename Forward>
+void add_forward(const Forward& op) {
   const Problem& problem = op.problem;
   clear_buffers();
   add("x", problem, op.x);
   add("y", problem, op.y);
   add("weight", problem, op.weight);
   add("bias", problem, op.bias);
-  add("running_mean", problem, op.running.mean);
-  add("running_var", problem, op.running.var);
   add("mean", problem, op.mean);
   add("invstd", problem, op.invstd);
+}
+
+void training_forward(const TrainingForward& op) {
+  add_forward(op);
+  add("running_mean", op.problem, op.running.mean);
+  add("running_var", op.problem, op.running.var);
   add("num_batches_tracked", op.running.num_batches_tracked, 1);
   add("total_count", op.total_count, 1);
-  add(op.steps, op.partials, moments_row_length(problem.channels));
+  add(op.steps, op.partials, moments_row_length(op.problem.channels));
   const Plan planned = plan(cuda::request(op));
   const SimulatedWorkspace workspace(planned);
   cuda::training_forward(op, planned, workspace.data(), nullptr);
@@ -116,16 +122,9 @@ void training_forward(const TrainingForward& op) {
 }
 
 void eval_forward(const EvalForward& op) {
-  const Problem& problem = op.problem;
-  clear_buffers();
-  add("x", problem, op.x);
-  add("y", problem, op.y);
-  add("weight", problem, op.weight);
-  add("bias", problem, op.bias);
-  add("running_mean", problem, op.running_mean);
-  add("running_var", problem, op.running_var);
-  add("mean", problem, op.mean);
-  add("invstd", problem, op.invstd);
+  add_forward(op);
+  add("running_mean", op.problem, op.running_mean);
+  add("running_var", op.problem, op.running_var);
   cuda::eval_forward(op, plan(cuda::request(op)), nullptr);
 }
 

@@ -80,12 +80,9 @@ two_pass_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geo
   const int block = gpu::grid_blocks() - 1 - gpu::block_index();
   if (block == 0) count_batch(op.running);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
-  const Shared<acc_t> shared(geometry);
-  put_records(mapping, shared, [&](int64_t channel) {
+  apply_forward(mapping, geometry, op, [&](int64_t channel) {
     return load_coefficients<Affine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
   });
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
 }
 
 // Applies by rows of partial results, which every block combines for its channels.
@@ -95,12 +92,9 @@ combine_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geom
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op.running);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  put_records(mapping, shared, [&](int64_t channel) {
+  apply_forward(mapping, geometry, op, [&](int64_t channel) {
     return combine_forward<acc_t>(op, channel, mapping.split() == 0);
   });
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
 }
 
 template <typename Mapping>
@@ -108,15 +102,9 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 eval_forward(FASTBN_PARAMETER EvalForward op, FASTBN_PARAMETER Geometry geometry) {
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  const int thread = gpu::thread_index();
-  if (thread < mapping.channels()) {
-    shared.records.put(
-        thread, eval_affine<acc_t>(op, mapping.first_channel() + thread, mapping.split() == 0));
-  }
-  gpu::sync_block();
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+  apply_forward(mapping, geometry, op, [&](int64_t channel) {
+    return eval_affine<acc_t>(op, channel, mapping.split() == 0);
+  });
 }
 
 template <typename Mapping>
@@ -149,14 +137,11 @@ two_pass_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry 
                         FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
   gpu::wait_for_previous_kernel();
-  const auto mapping =
-      block_mapping<Mapping>(op.problem, geometry, gpu::grid_blocks() - 1 - gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  put_records(mapping, shared, [&](int64_t channel) {
+  const int block = gpu::grid_blocks() - 1 - gpu::block_index();
+  const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
+  apply_backward(mapping, geometry, op, [&](int64_t channel) {
     return load_coefficients<GradAffine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
   });
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyBackward<Mapping>(mapping, op, shared.records));
 }
 
 // Applies gradients by rows of partial results.
@@ -165,11 +150,8 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 combine_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) {
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  put_records(mapping, shared,
-              [&](int64_t channel) { return combine_backward<acc_t>(op, channel); });
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyBackward<Mapping>(mapping, op, shared.records));
+  apply_backward(mapping, geometry, op,
+                 [&](int64_t channel) { return combine_backward<acc_t>(op, channel); });
 }
 
 // dx with given statistics, and nothing else.

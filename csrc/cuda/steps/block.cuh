@@ -72,4 +72,24 @@ FASTBN_DEVICE GradSums<acc_t> reduce_grad(const Mapping& mapping, const Geometry
   return reduce_block(mapping, geometry, step.result(), shared.scratch);
 }
 
+// Applies record_of(channel), an Affine, to a split: y.
+template <typename Mapping, typename Forward, typename RecordOf>
+FASTBN_DEVICE void apply_forward(const Mapping& mapping, const Geometry& geometry,
+                                 const Forward& op, const RecordOf& record_of) {
+  const Shared<typename Mapping::acc_t> shared(geometry);
+  put_records(mapping, shared, record_of);
+  apply(mapping, split_range(geometry, mapping.split()),
+        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+}
+
+// Applies record_of(channel), a GradAffine, to a split: dx.
+template <typename Mapping, typename RecordOf>
+FASTBN_DEVICE void apply_backward(const Mapping& mapping, const Geometry& geometry,
+                                  const Backward& op, const RecordOf& record_of) {
+  const Shared<typename Mapping::acc_t> shared(geometry);
+  put_records(mapping, shared, record_of);
+  apply(mapping, split_range(geometry, mapping.split()),
+        ApplyBackward<Mapping>(mapping, op, shared.records));
+}
+
 }  // namespace fastbn::cuda
