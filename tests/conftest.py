@@ -14,6 +14,7 @@ import torch
 import fastbn
 from fastbn._backend import cpu_capability
 from tests.support.devices import DEVICES, GPU, MISSING
+from tests.support.pairs import use_full_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,8 +26,27 @@ torch.backends.cudnn.deterministic = True
 torch.backends.cudnn.allow_tf32 = False
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="full products of parameters, not their pairs alone, and all that takes long; with "
+        "-m exhaustive just what is left out without this option",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: computes on a GPU")
+    config.addinivalue_line("markers", "exhaustive: runs with --all")
+    use_full_products(config.getoption("--all"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header() -> str:

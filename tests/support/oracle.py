@@ -62,7 +62,9 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor) -> Tensor:
-    """Largest magnitude in each channel, kept broadcastable."""
+    """Largest magnitude in each channel, kept broadcastable; of no values, 0."""
+    if values.numel() == 0:
+        return values.sum(_axes(values), keepdim=True)
     return values.abs().amax(_axes(values), keepdim=True)
 
 
