@@ -1,8 +1,8 @@
-"""``python -m benchmarks``: fastbn's batch norm against what else there is.
+"""``python -m benchmarks``: fastbn's batch norm against the alternatives.
 
 kernels: passes over many shapes. overhead: what a call costs the host. model: a training step of
-ResNet-50. memory: what is saved and held. claims: what is said of batch normalization, put to the
-test. Without a name all but the claims; all is all of them.
+ResNet-50. memory: what is saved for backward, and the peak. claims: what is said of batch
+normalization, put to the test. Without a name all but the claims are measured; all is all of them.
 
 Also: compare BEFORE.json AFTER.json, for regressions; readme, which writes the measured parts of
 README.md.
@@ -21,7 +21,7 @@ import torch
 import fastbn
 
 from . import report
-from .cases import DTYPES, ENDINGS, Case, layouts
+from .cases import DTYPES, EPILOGUES, BenchmarkCase, layouts
 from .kernels import measure_cases
 from .machine import best_device, environment, name_of
 from .memory import measure_memory
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .rows import Row
 
 BENCHMARKS = ("kernels", "overhead", "model", "memory")
-# What is measured where nothing else is asked for: images a batch, --quick or not; dtypes; seconds
-# for a pass on a case, --quick or not.
+# By device: images a batch (without and with --quick), dtypes, and seconds for a pass on a case
+# (likewise).
 _DEFAULTS = {
     "cpu": ((32, 8), ["float32", "bfloat16"], (0.5, 0.2)),
     "cuda": ((256, 64), ["bfloat16", "float16", "float32"], (0.2, 0.05)),
@@ -109,13 +109,13 @@ class Suite:
         """Passes over the sets of shapes that were asked for, or all."""
         options = self._options
         cases = [
-            Case(name, shape, DTYPES[dtype], layout, ending, options.device)
+            BenchmarkCase(name, shape, DTYPES[dtype], layout, epilogue, options.device)
             for name in options.shapes or self.sets
             if options.device != "cpu" or not self.sets[name].needs_gpu
             for dtype in options.dtypes
             for shape in (self.sets[name].quick if options.quick else self.sets[name].shapes)
             for layout in layouts(shape)
-            for ending in ENDINGS
+            for epilogue in EPILOGUES
         ]
         return measure_cases(cases, self._providers, options.budget)
 
@@ -125,7 +125,7 @@ class Suite:
         return measure_overhead(self._providers, 4 * options.budget, options.device)
 
     def rows(self, name: str) -> list[Row]:
-        """Of one benchmark, by name; none if it fails, which costs the others nothing."""
+        """The rows of one benchmark, by name; none if it fails, which costs the others nothing."""
         try:
             rows, wrong = getattr(self, name)()
         except (ArithmeticError, RuntimeError, ValueError) as error:
@@ -148,14 +148,14 @@ class Suite:
         )
 
     def memory(self) -> tuple[list[Row], list[str]]:
-        """A layer of ResNet-50."""
+        """Memory on a layer of ResNet-50."""
         options = self._options
         shape = Shape.of(RESNET50_STAGES[1], options.batch)
         cases = [
-            Case("resnet50", shape, DTYPES[dtype], layout, ending, options.device)
+            BenchmarkCase("resnet50", shape, DTYPES[dtype], layout, epilogue, options.device)
             for dtype in options.dtypes
             for layout in layouts(shape)
-            for ending in ENDINGS
+            for epilogue in EPILOGUES
         ]
         return measure_memory(cases, self._providers)
 

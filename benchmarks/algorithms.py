@@ -1,7 +1,7 @@
 """``python -m benchmarks.algorithms``: fastbn's algorithms side by side on the layers of ResNet-50.
 
 Every algorithm that fits a layer is timed on the GPU at hand, beside what the planner predicts for
-it: where the planner chose another than the fastest, and how far its model is off.
+it: where the planner did not choose the fastest, and how far its model is off.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tabulate import tabulate
@@ -23,19 +23,19 @@ from tqdm import tqdm
 import fastbn
 from fastbn import _C
 
-from .cases import BACKWARD, DTYPES, FORWARD, Case, layouts
+from .cases import BACKWARD, DTYPES, FORWARD, BenchmarkCase, layouts
 from .correctness import Truth
 from .gpu_timing import input_sets, measure_on_gpu
 from .kernels import copy_of
 from .machine import environment
-from .providers import PROVIDERS
+from .providers import PROVIDERS, norm_of
 from .rows import COPY
 from .shapes import RESNET50, RESNET50_STAGES, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fastbn.planning import Plan
+    from fastbn.planning import Algorithm, Plan
 
     from .cases import Pass
     from .rows import Environment
@@ -45,16 +45,18 @@ PASSES = (FORWARD, BACKWARD)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AlgorithmComparison:
     """All algorithms on one pass over one layer.
 
     Attributes:
+        case: the layer.
+        measured: the pass.
         plans: by algorithm.
         timings: by algorithm, and of a ``copy`` of the input.
-        chosen: the planner's.
+        chosen: the algorithm that the planner takes.
     """
 
-    case: Case
+    case: BenchmarkCase
     measured: Pass
     plans: dict[str, Plan]
     timings: dict[str, Timing]
@@ -75,7 +77,7 @@ class Comparison:
         return self.plans[name].microseconds / 1e6 / self.timings[name].median - 1
 
     def share(self, name: str) -> float:
-        """Of a copy's throughput, on the bytes that the algorithm moves."""
+        """Throughput on the bytes that the algorithm moves, as a share of a copy's."""
         per_second = self.plans[name].bytes_moved / self.timings[name].median
         return per_second / (2 * self.case.tensor_bytes / self.timings[COPY].median)
 
@@ -120,25 +122,25 @@ class _WithOnePassForced(nn.Module):
 
     def __init__(self, module: nn.Module, algorithm: str, measured: Pass) -> None:
         super().__init__()
-        self.norm = module.norm
+        self.norm = norm_of(module)
         self._module = module
         self._algorithm = algorithm
         self._measured = measured
         self._backward = algorithm if measured is BACKWARD else "auto"
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """As the module's."""
+        """Maps x and a residual as the module does."""
         module = self._module.train(self.training)
         in_forward = self.training and self._measured is FORWARD
         _C.force_algorithm(self._algorithm if in_forward else "auto")
         y: Tensor = module(x, residual)
         if self.training:
-            # Called when backward comes to the batch norm.
+            # The hook is called when backward comes to the batch norm.
             y.register_hook(lambda _: _C.force_algorithm(self._backward))
         return y
 
 
-def compare(case: Case, measured: Pass, budget: float) -> Comparison:
+def compare(case: BenchmarkCase, measured: Pass, budget: float) -> AlgorithmComparison:
     """Times all algorithms that fit.
 
     Args:
@@ -156,14 +158,16 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
         x = inputs[0].x
         chosen = fastbn.plan(x, op=measured.op, algorithm="auto")
         plans = {
-            name: fastbn.plan(x, op=measured.op, algorithm=name) for name, _ in chosen.considered
+            name: fastbn.plan(x, op=measured.op, algorithm=cast("Algorithm", name))
+            for name, _ in chosen.considered
         }
         module = PROVIDERS["fastbn"].build(case).to(case.device, case.parameter_dtype)
-        module.norm.num_batches_tracked = None
+        norm = norm_of(module)
+        norm.num_batches_tracked = None
         truth = Truth(case, inputs[0])
         for name in plans:
-            truth.load(module.norm)
-            # Only the pass that is measured: the others may have no room on chip.
+            truth.load(norm)
+            # Only the pass that is measured is forced: the others may not fit the algorithm.
             check = partial(
                 truth.check, name, _WithOnePassForced(module, name, measured), case.layout
             )
@@ -178,10 +182,10 @@ def compare(case: Case, measured: Pass, budget: float) -> Comparison:
     if failed:
         raise RuntimeError(f"{measured.name} {case}: {failed}")
     torch.cuda.empty_cache()
-    return Comparison(case, measured, plans, timings, chosen.algorithm)
+    return AlgorithmComparison(case, measured, plans, timings, chosen.algorithm)
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
+def table(comparisons: Sequence[AlgorithmComparison]) -> str:
     """A line for each algorithm on each layer."""
     lines = []
     for comparison in comparisons:
@@ -201,10 +205,11 @@ def table(comparisons: Sequence[Comparison]) -> str:
             )
     headers = ["pass", "shape", "dtype", "layout", "algorithm", "us", "predicted", "off", "of copy"]
     align = ("left",) * 5 + ("right",) * 4
-    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+    text: str = tabulate(lines, headers, colalign=align, disable_numparse=True)
+    return text
 
 
-def verdict(comparisons: Iterable[Comparison]) -> str:
+def verdict(comparisons: Iterable[AlgorithmComparison]) -> str:
     """How good the planner's choices and predictions were."""
     comparisons = list(comparisons)
     worst = max(comparisons, key=lambda comparison: comparison.loss)
@@ -217,7 +222,7 @@ def verdict(comparisons: Iterable[Comparison]) -> str:
     )
 
 
-def write_json(path: Path, where: Environment, comparisons: Iterable[Comparison]) -> None:
+def write_json(path: Path, where: Environment, comparisons: Iterable[AlgorithmComparison]) -> None:
     """Writes every number."""
     rows = [row for comparison in comparisons for row in comparison.records()]
     path.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
@@ -236,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     where = environment("cuda")
     layers = RESNET50_STAGES if options.quick else RESNET50
     cases = [
-        Case("resnet50", shape, DTYPES[options.dtype], layout, device="cuda")
+        BenchmarkCase("resnet50", shape, DTYPES[options.dtype], layout, device="cuda")
         for shape in (Shape.of(layer, options.batch) for layer in layers)
         for layout in layouts(shape)
     ]

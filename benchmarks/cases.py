@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
+from fastbn import planning
+from fastbn.planning import dtype_name
+
 from .rows import Subject
 
 if TYPE_CHECKING:
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
     from .shapes import Shape
 
-Ending = Literal["plain", "relu", "add+relu"]
-ENDINGS: tuple[Ending, ...] = ("plain", "relu", "add+relu")
+Epilogue = Literal["plain", "relu", "add+relu"]
+EPILOGUES: tuple[Epilogue, ...] = ("plain", "relu", "add+relu")
 
 # Memory formats of channels-last inputs by their number of dimensions.
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -30,26 +33,10 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def memory_format(layout: str, dimensions: int) -> torch.memory_format:
     """PyTorch's name for a layout of tensors with so many dimensions."""
-    return torch.contiguous_format if layout == "ncs" else _CHANNELS_LAST[dimensions]
+    return torch.contiguous_format if layout == "contiguous" else _CHANNELS_LAST[dimensions]
 
 
-# Largest error against float64 that counts as right, relative to the largest value of a result.
-# Stock's float32 sums over channels last lose four digits on the largest layers: hence 1e-3.
-TOLERANCES = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-3,
-    torch.bfloat16: 2**-7,
-    torch.float16: 2**-10,
-}
-# The same of dweight and dbias. Random terms all but cancel in those sums, so what is lost of each
-# of a million terms shows: with stock 5e-3 in float32, where terms are rounded to 16 bits 1e-2.
-SUM_TOLERANCES = {
-    torch.float64: 1e-10,
-    torch.float32: 2**-7,
-    torch.bfloat16: 2**-6,
-    torch.float16: 2**-6,
-}
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCES}
+DTYPES = {dtype_name(dtype): dtype for dtype in planning.DTYPES}
 
 
 @dataclass(frozen=True)
@@ -57,8 +44,8 @@ class Inputs:
     """What a pass takes. x and residual need gradients and are no leaves, as in a network.
 
     Attributes:
-        x: what is normalised (N, C, ...).
-        residual: what is added to that, of the same shape, where the ending adds.
+        x: what is normalized (N, C, ...).
+        residual: what is added to that, of the same shape, where the epilogue adds.
         dy: the gradient of the result.
     """
 
@@ -68,7 +55,7 @@ class Inputs:
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """Of a module's forward."""
+        """What a module's forward takes."""
         return (self.x,) if self.residual is None else (self.x, self.residual)
 
     def separate(self) -> Inputs:
@@ -86,29 +73,33 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """An input, and what follows the batch norm of it.
 
     Attributes:
         shapes: name of the set that the shape is from.
-        layout: ``ncs``, contiguous, or ``nsc``, channels last.
+        shape: of the input.
+        dtype: of the input.
+        layout: ``contiguous`` or ``channels_last``.
+        epilogue: what follows the batch norm.
+        device: where it is measured.
     """
 
     shapes: str
     shape: Shape
     dtype: torch.dtype
     layout: str
-    ending: Ending = "plain"
+    epilogue: Epilogue = "plain"
     device: str = "cpu"
 
     def __str__(self) -> str:
-        followed = "" if self.ending == "plain" else f", then {self.ending}"
+        followed = "" if self.epilogue == "plain" else f", then {self.epilogue}"
         return f"{self.shape} {self.dtype_name} {self.layout}{followed}"
 
     @property
     def dtype_name(self) -> str:
         """The dtype without its prefix."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     @property
     def parameter_dtype(self) -> torch.dtype:
@@ -117,12 +108,12 @@ class Case:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number of channels."""
         return self.shape.sizes[1]
 
     @property
     def dimensions(self) -> int:
-        """Of the module that takes it: 1, 2 or 3."""
+        """Spatial dimensions of the module that takes the input: 1, 2 or 3."""
         return max(1, len(self.shape.sizes) - 2)
 
     @property
@@ -132,7 +123,7 @@ class Case:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether to measure there."""
+        """Whether it is measured on a GPU."""
         return self.device != "cpu"
 
     def subject(self, benchmark: str, measured: str, **rest: Any) -> Subject:
@@ -144,7 +135,7 @@ class Case:
             dtype=self.dtype_name,
             layout=self.layout,
             measured=measured,
-            ending=self.ending,
+            epilogue=self.epilogue,
             count=self.shape.count,
             **rest,
         )
@@ -155,27 +146,24 @@ class Case:
         return values.to(self.dtype, memory_format=memory_format(self.layout, values.dim()))
 
     def inputs(self) -> Inputs:
-        """Random ones."""
+        """Random inputs."""
         x = self.tensor().requires_grad_()
         residual = None
-        if self.ending == "add+relu":
+        if self.epilogue == "add+relu":
             leaf = self.tensor().requires_grad_()
             residual = leaf.view_as(leaf)
         return Inputs(x.view_as(x), residual, self.tensor())
 
 
-# What tables and pictures call them.
-LAYOUT_NAMES = {"ncs": "contiguous", "nsc": "channels last"}
-PASS_NAMES = {
-    "forward": "training forward",
-    "backward": "training backward",
-    "evaluation": "evaluation",
-}
+# What tables and pictures call layouts and passes.
+LAYOUT_NAMES = {"contiguous": "contiguous", "channels_last": "channels last"}
+PASS_NAMES = {"forward": "training forward", "backward": "training backward", "eval": "eval"}
 
 
 def layouts(shape: Shape) -> tuple[str, ...]:
-    """Those that PyTorch has for inputs of this rank."""
-    return ("ncs", "nsc") if len(shape.sizes) in _CHANNELS_LAST else ("ncs",)
+    """The layouts that PyTorch has for inputs of this rank."""
+    both = len(shape.sizes) in _CHANNELS_LAST
+    return ("contiguous", "channels_last") if both else ("contiguous",)
 
 
 @dataclass(frozen=True)
@@ -185,7 +173,7 @@ class Pass:
     Attributes:
         name: what tables call it.
         op: what the planner calls it.
-        tensors: how many of the input's size it has to read or write.
+        tensors: how many tensors of the input's size it has to read or write.
         prepare: makes the call to time from a module and its inputs.
     """
 
@@ -194,12 +182,12 @@ class Pass:
     tensors: int
     prepare: Callable[[nn.Module, Inputs], Callable[[], object]]
 
-    def traffic(self, ending: Ending) -> int:
-        """How many tensors with an ending: one more where a residual, or its gradient, moves.
+    def traffic(self, epilogue: Epilogue) -> int:
+        """Tensors moved with an epilogue: one more where a residual, or its gradient, moves.
 
         The mask of ReLU is not counted: it follows from x, or else is a bit for an element.
         """
-        return self.tensors + (ending == "add+relu")
+        return self.tensors + (epilogue == "add+relu")
 
 
 def _forward(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
@@ -214,11 +202,11 @@ def _backward(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
     return partial(torch.autograd.grad, y, wanted, inputs.dy, retain_graph=True)
 
 
-def _evaluation(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
+def _eval(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
     return torch.no_grad()(partial(module.eval(), *inputs.arguments))
 
 
 FORWARD = Pass("forward", "forward", 2, _forward)
 BACKWARD = Pass("backward", "backward", 3, _backward)
-EVALUATION = Pass("evaluation", "eval", 2, _evaluation)
-PASSES = (FORWARD, BACKWARD, EVALUATION)
+EVAL = Pass("eval", "eval", 2, _eval)
+PASSES = (FORWARD, BACKWARD, EVAL)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from .rows import Group, Results, Row, Subject
 
 # Changes below these are not reported, however certain: of several rows together, of one row.
-_LEAST = log(1.05)
-_LEAST_OF_ROW = log(1.15)
-# Of memory, which does not vary but for what an allocator rounds up.
+_MIN_CHANGE = log(1.05)
+_MIN_OF_ROW = log(1.15)
+# Growth of memory that is reported: sizes vary only by what an allocator rounds up.
 _GROWTH = 1.001
 # How many times the noise a change must be.
 _CERTAIN = 4
@@ -36,8 +36,8 @@ _CERTAIN = 4
 _BY_MEDIAN_DEVIATION = 1.4826
 _BY_PERCENTILES = 1 / 1.683
 _OF_MEDIAN = 1.2533
-# Seconds of a call below which the host decides, whose speed differs from process to process; but
-# where kernels are timed on a GPU, the host is left out.
+# Seconds of a call below which the speed of the host decides, which differs from process to
+# process. Where kernels are timed on a GPU, the host is left out.
 _SHORT = 1e-4
 # What makes two machines the same.
 _MACHINE = ("cpu", "gpu", "threads", "torch")
@@ -80,14 +80,14 @@ class Change:
 
     @property
     def computed(self) -> tuple[str, ...]:
-        """What it has in common with other shapes."""
+        """The key of changes that compute the same on other shapes."""
         subject = self.subject
-        common = (subject.benchmark, self.provider, subject.measured, subject.ending)
+        common = (subject.benchmark, self.provider, subject.measured, subject.epilogue)
         return (*common, subject.dtype, subject.layout, subject.cache)
 
     @property
     def shaped(self) -> tuple[str, ...]:
-        """What it has in common with other dtypes and layouts, and whatever follows."""
+        """The key of changes on the same shapes, whatever the dtype, layout or epilogue."""
         subject = self.subject
         return (subject.benchmark, self.provider, subject.measured, subject.shapes, subject.cache)
 
@@ -101,7 +101,7 @@ def _error_of(name: str, before: Group, after: Group) -> float:
 
 
 def _changes(before: Group, after: Group, *, on_gpu: bool) -> Iterator[Change]:
-    """Of all that have fastbn in them, from groups of the same subject."""
+    """The changes of providers that have fastbn in them, from groups of the same subject."""
     on_host = not (on_gpu and before.subject.benchmark == "kernels")
     common = [name for name in before.rows if name in after.rows]
     # A copy knows no arithmetic, and a change of the machine is another one for it.
@@ -129,11 +129,11 @@ def _changes(before: Group, after: Group, *, on_gpu: bool) -> Iterator[Change]:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """On one row or several.
+class Judgment:
+    """What is made of the changes of one row or of several.
 
     Attributes:
-        changes: of these.
+        changes: one for each row.
         change: logarithm of the ratio of times, in the median.
         noise: its standard error.
         least: the smallest change to speak of.
@@ -153,13 +153,13 @@ class Verdict:
         return "faster" if self.change < -certain else "same"
 
 
-class Comparison:
-    """Two runs.
+class RunComparison:
+    """What changed from one run to another.
 
     Attributes:
-        computed: verdicts on rows that compute the same on all shapes.
-        shaped: verdicts on all rows of a set of shapes.
-        rows: verdicts on single rows that stand out where none of these does. They are shown and
+        computed: judgments of rows that compute the same on all shapes.
+        shaped: judgments of all rows of a set of shapes.
+        rows: judgments of single rows that stand out where none of these does. They are shown and
             no more: a tensor about as large as a cache is in it in one run and not in another.
         typical: standard deviation of what is not known to have changed, by benchmark.
         grown: subjects whose memory has grown, with bytes before and after.
@@ -167,7 +167,7 @@ class Comparison:
     """
 
     def __init__(self, before: Results, after: Results) -> None:
-        """Compares them.
+        """Compares two runs.
 
         Raises:
             ValueError: they have nothing in common.
@@ -215,7 +215,7 @@ class Comparison:
 
     def _together(
         self, changes: Iterable[Change], key: Callable[[Change], tuple[str, ...]]
-    ) -> list[Verdict]:
+    ) -> list[Judgment]:
         members: dict[tuple[str, ...], list[Change]] = {}
         for change in changes:
             members.setdefault(key(change), []).append(change)
@@ -228,22 +228,22 @@ class Comparison:
         nearest = min(change.own, change.alone, key=abs)
         return nearest if change.own * change.alone > 0 else 0.0
 
-    def _judge(self, changes: Sequence[Change]) -> Verdict:
+    def _judge(self, changes: Sequence[Change]) -> Judgment:
         own = [self._own(change) for change in changes]
         noise = max(_deviation(own), median(map(self._noise, changes)))
         if len(own) > 1:
             noise *= _OF_MEDIAN / sqrt(len(own))
-        least = _LEAST if len(own) > 1 else _LEAST_OF_ROW
-        return Verdict(tuple(changes), median(own), noise, least)
+        least = _MIN_CHANGE if len(own) > 1 else _MIN_OF_ROW
+        return Judgment(tuple(changes), median(own), noise, least)
 
-    def _alone(self, change: Change) -> Verdict:
+    def _alone(self, change: Change) -> Judgment:
         """A single row must stand out of all that happened to others, which have outliers, too."""
         largest = max(map(abs, self._others[change.subject.benchmark]), default=inf)
-        least = max(_LEAST_OF_ROW, largest)
-        return Verdict((change,), self._own(change), self._noise(change), least)
+        least = max(_MIN_OF_ROW, largest)
+        return Judgment((change,), self._own(change), self._noise(change), least)
 
     @property
-    def _verdicts(self) -> list[Verdict]:
+    def _verdicts(self) -> list[Judgment]:
         return [*self.computed, *self.shaped]
 
     @property
@@ -255,7 +255,7 @@ class Comparison:
         """Tables and a conclusion."""
         keys = ["benchmark", "of", "pass"]
         tables = (
-            (self.computed, [*keys, "then", "dtype", "layout", "cache"], "computed"),
+            (self.computed, [*keys, "epilogue", "dtype", "layout", "cache"], "computed"),
             (self.shaped, [*keys, "shapes", "cache"], "shaped"),
         )
         parts = []
@@ -290,7 +290,7 @@ _FIGURES = ("change", "noise", "")
 
 
 def _name(subject: Subject) -> str:
-    followed = "" if subject.ending == "plain" else f", then {subject.ending}"
+    followed = "" if subject.epilogue == "plain" else f", then {subject.epilogue}"
     return f"{subject.measured} {subject.shape} {subject.dtype} {subject.layout}{followed}"
 
 
@@ -298,13 +298,14 @@ def _percent(change: float) -> str:
     return f"{exp(change) - 1:+.1%}".replace("+-", "-")
 
 
-def _figures(verdict: Verdict) -> list[str]:
+def _figures(verdict: Judgment) -> list[str]:
     return [_percent(verdict.change), _percent(verdict.noise).lstrip("+"), verdict.words]
 
 
 def _table(headers: Sequence[str], lines: Iterable[Sequence[object]], words: int) -> str:
     align = ["left"] * words + ["right"] * (len(headers) - words - 1) + ["left"]
-    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+    text: str = tabulate(lines, headers, colalign=align, disable_numparse=True)
+    return text
 
 
 def _differences(before: Results, after: Results) -> list[str]:
@@ -325,7 +326,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         before, after = read(options.before), read(options.after)
-        comparison = Comparison(before, after)
+        comparison = RunComparison(before, after)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for sentence in _differences(before, after):

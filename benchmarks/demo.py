@@ -17,7 +17,7 @@ from tabulate import tabulate
 import fastbn
 
 from . import plots, report
-from .cases import BACKWARD, FORWARD, Case, layouts
+from .cases import BACKWARD, FORWARD, BenchmarkCase, layouts
 from .kernels import measure_cases
 from .machine import best_device, environment, name_of
 from .providers import available
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _EPOCHS = 10
-# Batch, dtype and seconds for a pass on a layer.
+# By device: batch, dtype and seconds for a pass on a layer.
 _THROUGHPUT = {"cpu": (32, torch.float32, 0.6), "cuda": (256, torch.bfloat16, 0.3)}
 _STATISTICS = ("running_mean", "running_var")
 
@@ -43,7 +43,8 @@ def _curves_table(stock: Curves, fast: Curves) -> str:
         )
     ]
     headers = ["epoch", "loss stock", "loss fastbn", "accuracy stock", "accuracy fastbn"]
-    return tabulate(lines, headers, colalign=("right",) * 5, disable_numparse=True)
+    text: str = tabulate(lines, headers, colalign=("right",) * 5, disable_numparse=True)
+    return text
 
 
 def _difference(stock: nn.Module, other: nn.Module, statistic: str) -> float:
@@ -68,7 +69,7 @@ def _compare_training(device: str, picture: Path) -> None:
     torch.manual_seed(0)
     stock = network().to(device)
     fast = fastbn.convert(copy.deepcopy(stock))
-    # Training amplifies rounding. How much, a second run of stock tells that starts that far off.
+    # Training amplifies rounding: a second run of stock, started one rounding off, tells how much.
     nudged = _nudge(copy.deepcopy(stock))
     parameters = sum(parameter.numel() for parameter in stock.parameters())
     print(f"\nTraining on handwritten digits: 4 batch norms, {parameters} parameters", flush=True)
@@ -98,7 +99,7 @@ def _compare_throughput(device: str, picture: Path) -> list[str]:
     batch, dtype, seconds = _THROUGHPUT[device]
     legend = report.GPU_LEGEND if device != "cpu" else f"Memory: {keep_memory_warm()}."
     cases = [
-        Case("resnet50", shape, dtype, layout, device=device)
+        BenchmarkCase("resnet50", shape, dtype, layout, device=device)
         for shape in (Shape.of(layer, batch) for layer in RESNET50_STAGES)
         for layout in layouts(shape)
     ]

@@ -6,16 +6,16 @@
 # Takes nine minutes at most and downloads nothing. A step that fails or takes too long does not
 # keep the later ones from running; the exit status is 1 if there was one. OUT_DIR gets
 #
-#   summary.txt      a line or a few for each step; read this first
+#   summary.txt      one line or more for each step; read this first
 #   environment.txt  GPU, driver, compiler, versions
 #   build.txt        the build, in place in the source tree, with what the assembler says
 #   tests_gpu.txt    the tests of what only a GPU shows
 #   tests.txt        the tests of all devices, on the GPU
 #   sanitizer.txt    memcheck, racecheck, synccheck and initcheck
 #   benchmark.txt    kernels against stock's, as tables
-#   rows.json        the same, every number
-#   algorithms.txt   fastbn's algorithms side by side, and what the planner predicted
-#   algorithms.json  the same, every number
+#   rows.json        every number of benchmark.txt
+#   algorithms.txt   fastbn's algorithms side by side, with the times that the planner predicted
+#   algorithms.json  every number of algorithms.txt
 #
 # PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja, pybind11 and
 # fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side. FASTBN_COMMIT names
@@ -43,7 +43,7 @@ export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1
 export FASTBN_COMMIT="${FASTBN_COMMIT:-$(
   git -C "$root" describe --always --dirty --abbrev=40 '--exclude=*' 2>/dev/null || true
 )}"
-# Choices of the caller's must not decide what is reported.
+# What the caller has forced must not decide what is reported.
 unset FASTBN_CUDA_ALGORITHM TORCH_CUDA_ARCH_LIST CUDA_LAUNCH_BLOCKING
 
 # Seconds for each step; what one leaves over the next may use.
@@ -77,7 +77,7 @@ step() {
   fi
 }
 
-# All it can; fails if a part is missing.
+# Prints all it can; fails if a part is missing.
 describe_environment() {
   local missing=0
   date --utc '+%F %R UTC'
@@ -109,7 +109,7 @@ build_in_place() {
   "$python" -m fastbn
 }
 
-# Of the kernels that ptxas lists in a log: how many there are, and which of them spill registers.
+# Counts the kernels that ptxas lists in a log, and names those that spill registers.
 list_spills() {
   awk '/Function properties for/ { name = $NF }
        /spill stores/ {
@@ -138,14 +138,14 @@ run_tests() {
     -p no:cacheprovider --continue-on-collection-errors "${side_by_side[@]}" "$@"
 }
 
-# All tools at once: they wait for the host more than for the GPU.
+# Runs all tools at once: they wait for the host more than for the GPU.
 run_sanitizer() {
-  cd "$root/tests"
+  cd "$root"
   local tool tools=(memcheck racecheck synccheck initcheck) pids=() failed=0 i
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1
   for tool in "${tools[@]}"; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all --print-limit 20 \
-      "$python" sanitizer_selection.py >"$scratch/$tool" 2>&1 &
+      "$python" -m tests.support.sanitizer_selection >"$scratch/$tool" 2>&1 &
     pids+=("$!")
   done
   for i in "${!tools[@]}"; do
@@ -178,7 +178,7 @@ step build "${in_shell[@]}" build_in_place
 list_spills "$out/build.txt"
 quote ' (ok|WRONG)$|[Ee]rror' "$out/build.txt" 10
 
-# What came of tests; of those that were cut short, the failures until then.
+# Quotes how tests ended or, where they were cut short, the failures until then.
 conclude_tests() {
   local outcome='^[0-9]+ (passed|failed|error|skipped)'
   if ! grep -qE "$outcome" "$1" && [ -e "$scratch/failures" ]; then
@@ -187,12 +187,12 @@ conclude_tests() {
   quote "^(FAILED|ERROR) |$outcome" "$1" 21
 }
 
-only_gpu=(test_cuda.py test_cuda_algorithms.py test_cuda_graphs.py)
+only_gpu=(gpu/test_cuda.py gpu/test_cuda_algorithms.py gpu/test_cuda_graphs.py)
 step tests_gpu "${in_shell[@]}" run_tests "${only_gpu[@]}"
 conclude_tests "$out/tests_gpu.txt"
 
 step tests "${in_shell[@]}" run_tests "${only_gpu[@]/#/--ignore=}" \
-  '--ignore-glob=test_cudasim*' --ignore=test_nvcc.py
+  '--ignore-glob=*/test_cudasim*' --ignore=gpu/test_nvcc.py
 conclude_tests "$out/tests.txt"
 
 step sanitizer "${in_shell[@]}" run_sanitizer
@@ -205,7 +205,7 @@ done
 quote '^(mem|race|sync|init)check: |SUMMARY|inputs, all' "$out/sanitizer.txt" 12
 
 step benchmark "${in_shell[@]}" run_benchmark "$out/rows.json"
-quote '^(pass|forward|backward|evaluation) +[a-z+]+ +[a-z]+[0-9]* +(layout|ncs|nsc) |not timed' \
+quote '^(pass|forward|backward|eval) +[a-z+]+ +[a-z]+[0-9]* +(layout|contiguous|channels_last) |not timed' \
   "$out/benchmark.txt" 40
 
 step algorithms "${in_shell[@]}" run_algorithms "$out/algorithms.json"

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .timing import Timing, summarise
+from .timing import Timing, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Times the size of the L2 cache that other data must have passed through it before a tensor is
-# read again. Once would do if it always dropped what it has not used for longest.
+# How much other data, in sizes of the L2 cache, must pass through it before a tensor counts as
+# forgotten. One would do if the cache always dropped what was not used for longest.
 _FORGOTTEN = 4
-# What the GPU waits for at the start of a bundle of rounds, so that they are enqueued by the time
-# it begins; and how many rounds the host waits for at once.
+# Cycles that the GPU waits at the start of several rounds, so that all of them are enqueued by the
+# time it begins; and how many rounds that is.
 _HEAD_START_CYCLES = 400_000
 _ROUNDS_TOGETHER = 5
 _MIN_ROUNDS = 10
@@ -107,4 +107,4 @@ def measure_on_gpu(
         for name, start, end in spans:
             elapsed = start.elapsed_time(end) / 1e3  # given in milliseconds
             seconds[name].append(elapsed / len(candidates[name]))
-    return {name: summarise(values) for name, values in seconds.items()}, failed
+    return {name: summarize(values) for name, values in seconds.items()}, failed

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 import fastbn
 
-from .cases import PASSES, Case
+from .cases import PASSES, BenchmarkCase
 from .correctness import Truth, WrongResultError
 from .gpu_timing import input_sets, measure_on_gpu
-from .providers import forget_compiled
+from .providers import forget_compiled, norm_of
 from .rows import COPY, Row
 from .timing import measure
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
 
     from .cases import Inputs, Pass
     from .providers import Provider
@@ -32,32 +33,33 @@ if TYPE_CHECKING:
     Prepared = tuple[Provider, nn.Module, list[Inputs]]
 
 # More sets of inputs than this take longer to make than anyone would wait.
-_MOST_SETS = 2048
+_MAX_SETS = 2048
 # A tensor so many times as large as the cache finds nothing of itself there, even alone.
 _ALWAYS_COLD = 16
 # On a GPU calls on warm memory are repeated in a graph, so that its launch does not show.
 _REPEATS = 20
-# Fewer cannot be: the first of them is cold.
-_FEWEST_REPEATS = 4
+# Fewer repeats than this are not warm: the first call of a graph is cold.
+_MIN_REPEATS = 4
 
 
-def _build(provider: Provider, case: Case, truth: Truth) -> nn.Module:
+def _build(provider: Provider, case: BenchmarkCase, truth: Truth) -> nn.Module:
     module = provider.build(case).to(case.device, case.parameter_dtype)
-    truth.load(module.norm)
+    norm = norm_of(module)
+    truth.load(norm)
     if case.on_gpu:
         # Kernels are compared, and counting batches costs stock one of its own.
-        module.norm.num_batches_tracked = None
+        norm.num_batches_tracked = None
     return module
 
 
 @dataclass(frozen=True)
 class _Caching:
-    """How to have inputs in a cache, and out of it.
+    """Which calls find their inputs in a cache, and which do not.
 
     Attributes:
-        sets: of inputs, to take in turn.
-        states: ``cold``, ``warm`` or both: what can be measured with those.
-        repeats: of a call in a graph, where inputs are warm.
+        sets: how many sets of inputs are taken in turn.
+        states: ``cold``, ``warm`` or both: what can be measured with these sets.
+        repeats: how often a graph has a call, where inputs are warm.
     """
 
     sets: int
@@ -65,8 +67,8 @@ class _Caching:
     repeats: int = 1
 
     @staticmethod
-    def of(case: Case) -> _Caching:
-        """On a GPU as many sets as its cache forgets; a CPU's are in use as in a network."""
+    def of(case: BenchmarkCase) -> _Caching:
+        """Chooses as many sets as a GPU's cache forgets; a CPU has one, in use as in a network."""
         if not case.on_gpu:
             return _Caching(1, ("warm",))
         size = case.tensor_bytes
@@ -74,17 +76,17 @@ class _Caching:
         if size >= _ALWAYS_COLD * cache:
             return _Caching(1, ("cold",))
         sets = input_sets(size, cache)
-        # Results have memory of their own each, and should not drive the inputs out.
+        # Each result has memory of its own, and all of them should not drive the inputs out.
         repeats = min(_REPEATS, cache // 2 // size)
-        if repeats < _FEWEST_REPEATS:
+        if repeats < _MIN_REPEATS:
             return _Caching(sets, ("cold",))
-        if sets > _MOST_SETS:
+        if sets > _MAX_SETS:
             return _Caching(1, ("warm",), repeats)
         return _Caching(sets, ("cold", "warm"), repeats)
 
 
 def _prepare(
-    case: Case, providers: Mapping[str, Provider], inputs: list[Inputs]
+    case: BenchmarkCase, providers: Mapping[str, Provider], inputs: list[Inputs]
 ) -> tuple[dict[str, Prepared], list[str]]:
     """Modules whose results are right, with inputs to time them on, and what was wrong."""
     prepared: dict[str, Prepared] = {}
@@ -117,18 +119,20 @@ def copy_of(inputs: Inputs, tensors: int) -> Callable[[], object]:
     return lambda: [part.clone() for part in parts if len(part)]
 
 
-def stock_backend(norm: nn.Module, x: torch.Tensor) -> str:
-    """Whose kernels stock takes in the mode that a module is in: ``native`` or ``cudnn``, say."""
+def stock_backend(norm: _BatchNorm, x: torch.Tensor) -> str:
+    """The kernels that stock takes in the mode of a module: ``native`` or ``cudnn``, say."""
     vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     select = torch._C._select_batch_norm_backend
     return str(select(x, *vectors, norm.training, norm.eps).name).lower()
 
 
-def _details(case: Case, measured: Pass, prepared: Mapping[str, Prepared]) -> dict[str, str]:
+def _details(
+    case: BenchmarkCase, measured: Pass, prepared: Mapping[str, Prepared]
+) -> dict[str, str]:
     found = {}
     for name, (_, module, (inputs, *_)) in prepared.items():
         if name.startswith("stock"):
-            found[name] = stock_backend(module.norm, inputs.x)
+            found[name] = stock_backend(norm_of(module), inputs.x)
         elif name == "fastbn" and case.on_gpu:
             plan = fastbn.plan(inputs.x, op=measured.op)
             found[name] = f"{plan.algorithm} {plan.mapping} {plan.grid}x{plan.block}"
@@ -142,7 +146,10 @@ def _calls(measured: Pass, prepared: Prepared) -> list[Callable[[], object]]:
 
 
 def _time(
-    case: Case, calls: Mapping[str, list[Callable[[], object]]], caching: _Caching, budget: float
+    case: BenchmarkCase,
+    calls: Mapping[str, list[Callable[[], object]]],
+    caching: _Caching,
+    budget: float,
 ) -> tuple[dict[str, dict[str, Timing]], list[str]]:
     """Timings by the state of the cache and by provider, and what could not be timed."""
     if not case.on_gpu:
@@ -156,7 +163,7 @@ def _time(
 
 
 def _measure_case(
-    case: Case, providers: Mapping[str, Provider], passes: Iterable[Pass], budget: float
+    case: BenchmarkCase, providers: Mapping[str, Provider], passes: Iterable[Pass], budget: float
 ) -> tuple[list[Row], list[str]]:
     torch.manual_seed(0)
     caching = _Caching.of(case)
@@ -165,12 +172,12 @@ def _measure_case(
     rows = []
     for measured in passes:
         calls = {name: _calls(measured, one) for name, one in prepared.items()}
-        calls[COPY] = [copy_of(inputs, measured.traffic(case.ending)) for inputs in sets]
+        calls[COPY] = [copy_of(inputs, measured.traffic(case.epilogue)) for inputs in sets]
         details = _details(case, measured, prepared)
         found, failed = _time(case, calls, caching, budget)
         wrong += failed
         for cache, timings in found.items():
-            moved = measured.traffic(case.ending) * case.tensor_bytes
+            moved = measured.traffic(case.epilogue) * case.tensor_bytes
             subject = case.subject("kernels", measured.name, cache=cache, bytes=moved)
             rows += [
                 Row(subject, name, timing, details.get(name, ""))
@@ -180,7 +187,7 @@ def _measure_case(
 
 
 def measure_case(
-    case: Case,
+    case: BenchmarkCase,
     providers: Mapping[str, Provider],
     budget: float,
     passes: Iterable[Pass] = PASSES,
@@ -189,7 +196,7 @@ def measure_case(
 
     Args:
         case: the input.
-        providers: whose batch norms; those that do not take the case are left out.
+        providers: by name; those that do not take the case are left out.
         budget: seconds for each pass and state of the cache.
         passes: what to time.
 
@@ -204,7 +211,7 @@ def measure_case(
 
 
 def measure_cases(
-    cases: Sequence[Case],
+    cases: Sequence[BenchmarkCase],
     providers: Mapping[str, Provider],
     budget: float,
     passes: Iterable[Pass] = PASSES,

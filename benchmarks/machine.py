@@ -1,4 +1,4 @@
-"""Where and with what the figures were measured; nothing that identifies anyone."""
+"""The machine and the versions that figures were measured with; nothing identifies anyone."""
 
 from __future__ import annotations
 

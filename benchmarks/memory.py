@@ -1,9 +1,9 @@
-"""What a forward and a backward keep, and the most that they hold at a time."""
+"""Measures the memory that a forward saves for backward, and the peak of both."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.graph import get_gradient_edge
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from .cases import Case, Inputs
+    from .cases import BenchmarkCase, Inputs
     from .providers import Provider
 
 
@@ -26,8 +26,8 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
     """The most memory that a call has at a time beyond what there was before.
 
     Args:
-        call: whatever it allocates for the first time only should have been allocated before.
-        device: whose memory.
+        call: has been called before, so that what it allocates only once is there.
+        device: the one whose memory is measured.
     """
     if device != "cpu":
         torch.cuda.synchronize()
@@ -69,18 +69,18 @@ def saved_bytes(call: Callable[[], object]) -> int:
 
 def _step(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
     """A forward and a backward, in which nothing outlives its use."""
-    edges = [get_gradient_edge(tensor) for tensor in inputs.arguments]
+    edges: list[Any] = [get_gradient_edge(tensor) for tensor in inputs.arguments]
 
     def step() -> object:
-        y = module(*inputs.arguments)
+        y: Tensor = module(*inputs.arguments)
         return torch.autograd.grad(y, (*edges, *module.parameters()), inputs.dy)
 
     return step
 
 
-def _measure(case: Case, provider: Provider) -> dict[str, int]:
+def _measure(case: BenchmarkCase, provider: Provider) -> dict[str, int]:
     module = provider.build(case).to(case.device, case.parameter_dtype).train()
-    # Each call has inputs of its own, since there are some who overwrite them.
+    # Each call has inputs of its own, since some providers overwrite them.
     first, second, third = (case.inputs().separate() for _ in range(3))
     _step(module, first)()
     return {
@@ -90,7 +90,7 @@ def _measure(case: Case, provider: Provider) -> dict[str, int]:
 
 
 def measure_memory(
-    cases: Iterable[Case], providers: Mapping[str, Provider]
+    cases: Iterable[BenchmarkCase], providers: Mapping[str, Provider]
 ) -> tuple[list[Row], list[str]]:
     """Rows of bytes for each case and provider that takes it, and a sentence for each failure."""
     rows, wrong = [], []

@@ -1,4 +1,4 @@
-"""A training step of a whole ResNet-50, with one batch norm or another in it."""
+"""Times a training step of a whole ResNet-50, with one batch norm or another in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
@@ -22,22 +23,22 @@ from .timing import measure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch.profiler import _KinetoProfile
+    from torch.profiler.profiler import _KinetoProfile
 
-# Batch and width of the images, --quick or not.
+# By device: batch and width of the images, first without --quick and then with it.
 _SIZES = {"cpu": ((8, 224), (4, 128)), "cuda": ((256, 224), (64, 224))}
-# Dtype, which below float32 is autocast's, and layout.
+# By device: dtypes, which below float32 are autocast's, and layouts.
 _SETTINGS = {
-    "cpu": ((torch.float32, "ncs"), (torch.bfloat16, "nsc")),
-    "cuda": ((torch.bfloat16, "nsc"),),
+    "cpu": ((torch.float32, "contiguous"), (torch.bfloat16, "channels_last")),
+    "cuda": ((torch.bfloat16, "channels_last"),),
 }
 _CLASSES = 1000
-# Errors of gradients that count as right: so many times stock's, and what is added to that.
+# Errors of gradients that count as right: so many times stock's, plus the tolerance of the dtype.
 _WORSE_THAN_STOCK = 2
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2**-6}
 # Images to compare on, so that float64 has room.
 _CHECKED = 8
-# Steps between two looks at the clock: on a GPU the host is ahead, and must be waited for.
+# By device: steps between two looks at the clock. A GPU must be waited for at each.
 _STEPS = {"cpu": 1, "cuda": 5}
 
 _BATCH_NORM = re.compile(r"(aten|fastbn)::.*batch_norm")
@@ -45,14 +46,15 @@ _COMPILED_BATCH_NORM = re.compile(r"triton.*batch_norm")
 
 
 def _resnet50() -> nn.Module:
-    """With random weights, in the architecture's standard configuration.
+    """ResNet-50 with random weights, in its standard configuration.
 
     Raises:
         ImportError: transformers is not installed.
     """
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    model: nn.Module = ResNetForImageClassification(ResNetConfig(num_labels=_CLASSES))
+    configuration: Any = ResNetConfig  # its arguments are those of a base class, unannotated
+    model: nn.Module = ResNetForImageClassification(configuration(num_labels=_CLASSES))
     return model
 
 
@@ -87,7 +89,7 @@ class Training:
         self._optimizer.step()
 
     def steps(self, count: int) -> None:
-        """Several, to the end of the last one."""
+        """Several steps, to the end of the last one."""
         for _ in range(count):
             self.step()
         if self._images.is_cuda:
@@ -95,22 +97,25 @@ class Training:
 
 
 def _variants(model: nn.Module, compiled: bool) -> dict[str, nn.Module]:
-    """The same network, in all ways to train it."""
-    variants = {
+    """A network in all the ways to train it."""
+    variants: dict[str, nn.Module] = {
         "fastbn": fastbn.convert(copy.deepcopy(model)),
         "stock": copy.deepcopy(model),
     }
     if compiled:
         torch._dynamo.reset()
         for name in ("fastbn", "stock"):
-            variants[f"{name} compiled"] = torch.compile(
-                copy.deepcopy(variants[name]), dynamic=False
-            )
+            original: Any = copy.deepcopy(variants[name])
+            compiled_model: Any = torch.compile(original, dynamic=False)
+            variants[f"{name} compiled"] = compiled_model
     return variants
 
 
 def _share_of_batch_norm(call: Callable[[], object], device: str) -> float | None:
-    """Of the time of all operators, or on a GPU of all kernels; None if that cannot be told."""
+    """The share of batch norm in the time of all operators or, on a GPU, of all kernels.
+
+    None where the profiler does not tell which are those of batch norm.
+    """
     activities = [ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(ProfilerActivity.CUDA)
@@ -121,7 +126,7 @@ def _share_of_batch_norm(call: Callable[[], object], device: str) -> float | Non
 
 def _share(profiled: _KinetoProfile, device: str) -> float | None:
     averages = profiled.key_averages()
-    on_host = [event for event in averages if event.device_type == torch.autograd.DeviceType.CPU]
+    on_host = [event for event in averages if event.device_type == DeviceType.CPU]
     own = [event for event in on_host if _BATCH_NORM.search(event.key)]
     if device == "cpu":
         seconds = sum(event.self_cpu_time_total for event in own)
@@ -131,7 +136,7 @@ def _share(profiled: _KinetoProfile, device: str) -> float | None:
         kernels = [
             event
             for event in averages
-            if event.device_type != torch.autograd.DeviceType.CPU and not event.is_user_annotation
+            if event.device_type != DeviceType.CPU and not event.is_user_annotation
         ]
         seconds = sum(event.self_device_time_total for event in own)
         seconds += sum(
@@ -144,14 +149,14 @@ def _share(profiled: _KinetoProfile, device: str) -> float | None:
 
 
 def _gradients(training: Training) -> list[Tensor]:
-    """Of the first and the last parameters, between which there is all of the network."""
+    """The gradients of the first and last parameters, with all of the network between them."""
     parameters = list(training.model.parameters())
     wanted = (parameters[0], parameters[-2])
     return [g.double() for g in torch.autograd.grad(training.loss(), wanted)]
 
 
 def _errors(training: Training, exact: list[Tensor]) -> list[float]:
-    """Of gradients, relative to their size."""
+    """Errors of gradients, relative to their size."""
     found = _gradients(training)
     return [float((g - e).norm() / e.norm()) for g, e in zip(found, exact, strict=True)]
 
@@ -197,11 +202,13 @@ def measure_model(
     reference = copy.deepcopy(original).double()
     exact_gradients = _gradients(Training(reference, few.double(), few_labels, torch.float64))
     del reference
-    rows, wrong = [], []
+    rows: list[Row] = []
+    wrong: list[str] = []
     settings = _SETTINGS[device][: 1 if quick else None]
     for dtype, layout in tqdm(settings, desc="model", unit="setting"):
-        to = torch.channels_last if layout == "nsc" else torch.contiguous_format
-        model = copy.deepcopy(original).to(memory_format=to)
+        to = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        model: Any = copy.deepcopy(original)
+        model = model.to(memory_format=to)
         variants = _variants(model, compiled)
         errors = {
             name: _errors(

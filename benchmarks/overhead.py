@@ -1,4 +1,4 @@
-"""What a call costs when there is next to nothing to compute."""
+"""Measures what a call costs when there is next to nothing to compute."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .cases import EVALUATION, FORWARD, Case
+from .cases import EVAL, FORWARD, BenchmarkCase
 from .correctness import Truth, WrongResultError
-from .providers import forget_compiled
+from .providers import forget_compiled, norm_of
 from .rows import Row
 from .shapes import Shape
 from .timing import measure
@@ -32,11 +32,11 @@ def _step(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
     return lambda: torch.autograd.grad(module(inputs.x), wanted, inputs.dy)
 
 
-# Both of training in one, since backward needs a forward.
+# Backward is timed with a forward, since it needs one each time.
 _CALLS: dict[str, Callable[[nn.Module, Inputs], Callable[[], object]]] = {
     "forward": FORWARD.prepare,
     "forward and backward": _step,
-    "evaluation": EVALUATION.prepare,
+    "eval": EVAL.prepare,
 }
 
 
@@ -45,7 +45,7 @@ def measure_overhead(
 ) -> tuple[list[Row], list[str]]:
     """Times calls on a tensor of 64 elements, which record a graph but for evaluation.
 
-    On a GPU, too, that is what the host takes: kernels this small end before the next one comes.
+    On a GPU, too, that is the time of the host: kernels this small end before the next is launched.
 
     Args:
         providers: whose batch norms.
@@ -54,10 +54,10 @@ def measure_overhead(
 
     Returns:
         Rows of seconds per call: medians over interleaved runs of 200 calls; and a sentence for
-        each provider that failed or was wrong. Whoever overwrites inputs has no rows, since they
-        are the same for all calls.
+        each provider that failed or was wrong. Providers that overwrite inputs have no rows, since
+        inputs are the same for all calls.
     """
-    case = Case("overhead", _SHAPE, torch.float32, "ncs", device=device)
+    case = BenchmarkCase("overhead", _SHAPE, torch.float32, "contiguous", device=device)
     rows = []
     forget_compiled()
     truth = Truth(case, case.inputs())
@@ -66,7 +66,7 @@ def measure_overhead(
         if not provider.takes(case) or provider.layout is not None or provider.in_place:
             continue
         module = provider.build(case).to(device)
-        truth.load(module.norm)
+        truth.load(norm_of(module))
         try:
             truth.check(name, module, case.layout, in_place=False)
         except (WrongResultError, RuntimeError) as error:

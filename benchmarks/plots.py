@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from .training import Curves
 
 mpl.use("Agg")  # files only; no display is needed
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # a dict; matplotlib types its keys as literals
     "font.size": 12,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.axisbelow": True,
 }
-_COLOURS = {
+_COLORS = {
     "fastbn": "#08519c",
     "stock": "#9ecae1",
-    "stock nsc": "#c994c7",
+    "stock channels_last": "#c994c7",
     "compiled": "#74c476",
     "cooperative": "#238b45",
     "apex": "#fdae6b",
@@ -42,12 +42,12 @@ _COLOURS = {
 }
 _LABELS = {
     "stock": "nn.BatchNorm",
-    "stock nsc": "nn.BatchNorm, channels last",
+    "stock channels_last": "nn.BatchNorm, channels last",
     "compiled": "torch.compile",
     "cooperative": "torch.compile, cooperative",
     COPY: "memory copy",
 }
-_MARKERS = dict(zip(_COLOURS, "os^Dv*P", strict=False))
+_MARKERS = dict(zip(_COLORS, "os^Dv*P", strict=False))
 
 
 def plot_curves(stock: Curves, fast: Curves, path: Path) -> None:
@@ -58,12 +58,12 @@ def plot_curves(stock: Curves, fast: Curves, path: Path) -> None:
             values = getattr(stock, name)
             epochs = range(1, len(values) + 1)
             # The curves lie on each other: a wide light one shows on both sides of the other.
-            axes.plot(epochs, values, color=_COLOURS["stock"], linewidth=7, label="nn.BatchNorm2d")
+            axes.plot(epochs, values, color=_COLORS["stock"], linewidth=7, label="nn.BatchNorm2d")
             axes.plot(
                 epochs,
                 getattr(fast, name),
                 "--",
-                color=_COLOURS["fastbn"],
+                color=_COLORS["fastbn"],
                 linewidth=2,
                 label="fastbn",
             )
@@ -130,7 +130,7 @@ def _bars(axes: Axes, groups: list[Group]) -> None:
             [x - 0.4 + (i + 0.5) * width for x in at],
             [groups[x].rows[name].gb_per_second for x in at],
             width,
-            color=_COLOURS[name],
+            color=_COLORS[name],
             label=_LABELS.get(name, name),
         )
     at = [x for x, group in enumerate(groups) if COPY in group.rows]
@@ -138,12 +138,12 @@ def _bars(axes: Axes, groups: list[Group]) -> None:
         [groups[x].rows[COPY].gb_per_second for x in at],
         [x - 0.4 for x in at],
         [x + 0.4 for x in at],
-        color=_COLOURS[COPY],
+        color=_COLORS[COPY],
         linewidth=2.5,
         label=_LABELS[COPY],
     )
     marks = [f"{_layer(group)}\n{group.ratio('stock'):.1f}x" for group in groups]
-    small = {"fontsize": 8} if len(groups) > 6 else {}
+    small: dict[str, Any] = {"fontsize": 8} if len(groups) > 6 else {}
     axes.set_xticks(range(len(groups)), marks, **small)
 
 
@@ -157,7 +157,7 @@ def plot_layers(groups: Sequence[Group], title: str, path: Path) -> None:
     """Draws GB/s per layer of ResNet-50: a panel for each pass and layout.
 
     Args:
-        groups: of one dtype, ending and state of the cache; stock, fastbn and the copy in each.
+        groups: of one dtype, epilogue and state of the cache; stock, fastbn and the copy in each.
         title: what they were measured on.
         path: where the PNG goes.
     """
@@ -180,7 +180,7 @@ def _points(axes: Axes, groups: list[Group]) -> None:
     axes.plot(
         [size / 1e6 for size in sizes],
         [median(copies[size]) for size in sizes],
-        color=_COLOURS[COPY],
+        color=_COLORS[COPY],
         linewidth=2,
         label=_LABELS[COPY],
     )
@@ -192,7 +192,7 @@ def _points(axes: Axes, groups: list[Group]) -> None:
             [group.subject.bytes / 1e6 for group in having],
             [group.rows[name].gb_per_second for group in having],
             _MARKERS[name],
-            color=_COLOURS[name],
+            color=_COLORS[name],
             markersize=6,
             label=_LABELS.get(name, name),
         )
@@ -228,14 +228,14 @@ def _network_bars(axes: Axes, totals: Sequence[NetworkTotal]) -> None:
         at = [x for x, total in enumerate(totals) if name in total.seconds]
         heights = [totals[x].seconds[name] * 1e3 for x in at]
         places = [x - 0.4 + (i + 0.5) * width for x in at]
-        axes.bar(places, heights, width, color=_COLOURS[name], label=_LABELS.get(name, name))
+        axes.bar(places, heights, width, color=_COLORS[name], label=_LABELS.get(name, name))
         for place, height in zip(places, heights, strict=True):
             if height > top:
-                text = {"ha": "center", "va": "top", "fontsize": 8, "rotation": 90}
-                axes.text(place, 0.97 * top, f"{height:.0f} ms", **text)
+                label = f"{height:.0f} ms"
+                axes.text(place, 0.97 * top, label, ha="center", va="top", fontsize=8, rotation=90)
     marks = []
     for total in totals:
-        followed = "" if total.subject.ending == "plain" else f"\n+ {total.subject.ending}"
+        followed = "" if total.subject.epilogue == "plain" else f"\n+ {total.subject.epilogue}"
         marks.append(f"{total.subject.measured}{followed}\n{total.ratio('stock'):.2f}x")
     axes.set_xticks(range(len(totals)), marks, fontsize=8)
     axes.set_title(LAYOUT_NAMES[totals[0].subject.layout])
@@ -284,7 +284,7 @@ def plot_kernels(groups: Iterable[Group], machine: str, folder: Path) -> list[Pa
     written = []
     for dtype in dict.fromkeys(group.subject.dtype for group in drawn):
         of_dtype = [group for group in drawn if group.subject.dtype == dtype]
-        plain = [group for group in of_dtype if group.subject.ending == "plain"]
+        plain = [group for group in of_dtype if group.subject.epilogue == "plain"]
         network = [group for group in plain if group.subject.shapes == "resnet50"]
         pictures: list[tuple[str, Callable[..., None], list[Group], str]] = [
             ("roofline", plot_roofline, plain, "Batch norm of all shapes"),

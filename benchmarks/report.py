@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from .cases import ENDINGS, PASSES
+from .cases import EPILOGUES, PASSES
 from .providers import ABOUT
 from .rows import COPY, coldest, warm_twins
 
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
 _QUIET = 50
 
 LEGEND = """\
-Times are medians; p20 and p80 are percentiles of fastbn's. Layouts: ncs is contiguous, nsc channels
-last. Then: what follows, PyTorch's own, in place. GB/s: of fastbn, on the bytes that have to move
-(forward and evaluation read x and write y, backward reads x and dy and writes dx; an add moves one
-more). Of copy: the time of a copy of as many bytes over fastbn's. Faster: another's time over
-fastbn's; best is the fastest of the others."""
+Times are medians; p20 and p80 are percentiles of fastbn's. Epilogue: what follows the batch norm,
+PyTorch's own, in place. GB/s: of fastbn, on the bytes that have to move (forward and eval read x
+and write y, backward reads x and dy and writes dx; an add moves one more). Of copy: the time of a
+copy of as many bytes over fastbn's. Vs best: the time of the fastest alternative over fastbn's."""
 
 GPU_LEGEND = """\
 Times are those of the GPU, replayed as CUDA graphs, without the host and without counting batches.
 Cache: whether the inputs were in its L2; the smallest cannot be kept out of it, nor the largest in.
-Warm: fastbn's time where they were. Whose: the kernels that stock takes. Plan: what fastbn does."""
+Warm: fastbn's time where they were in it. Stock's: the kernels that stock takes. Plan: what fastbn
+does."""
 
 
 def environment_table(environment: Environment) -> str:
     """A line for each entry."""
-    return tabulate(environment.items(), tablefmt="plain")
+    text: str = tabulate(environment.items(), tablefmt="plain")
+    return text
 
 
 def disturbance(per_second: float) -> str:
@@ -49,7 +50,7 @@ def disturbance(per_second: float) -> str:
 
 
 def providers_legend(groups: Sequence[Group]) -> str:
-    """Who they are, and whose kernels stock took."""
+    """What each provider is, and whose kernels stock took."""
     names = dict.fromkeys(name for group in groups for name in group.rows if name != COPY)
     lines = [f"{name}: {ABOUT[name]}{_kernels_of(name, groups)}" for name in names]
     return "\n".join(lines)
@@ -65,7 +66,8 @@ def _kernels_of(name: str, groups: Sequence[Group]) -> str:
 def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> str:
     """Aligned, the first columns as words and the others as numbers."""
     align = ["left"] * words + ["right"] * (len(headers) - words)
-    return tabulate(lines, headers, colalign=align, disable_numparse=True)
+    text: str = tabulate(lines, headers, colalign=align, disable_numparse=True)
+    return text
 
 
 def _others(groups: Iterable[Group]) -> list[str]:
@@ -82,16 +84,16 @@ def kernel_table(groups: Iterable[Group]) -> str:
     groups = [group for group in groups if "fastbn" in group.rows]
     warm = warm_twins(groups)
     others = _others(groups)
-    headers = ["pass", "then", "shape", "dtype", "layout"]
+    headers = ["pass", "epilogue", "shape", "dtype", "layout"]
     headers += ["fastbn ms", "p20", "p80", "GB/s", "of copy"]
-    headers += [*(f"{name} ms" for name in others), "faster", "best"]
+    headers += [*(f"{name} ms" for name in others), "vs best", "best"]
     lined = coldest(groups)
     on_gpu = any(group.rows["fastbn"].detail for group in lined)
-    headers += ["warm", "whose", "cache", "plan"] if on_gpu else []
+    headers += ["warm", "stock's", "cache", "plan"] if on_gpu else []
     lines = []
     for group in lined:
         subject, fast = group.subject, group.rows["fastbn"]
-        line = [subject.measured, subject.ending, subject.shape, subject.dtype, subject.layout]
+        line = [subject.measured, subject.epilogue, subject.shape, subject.dtype, subject.layout]
         line += map(_milliseconds, (fast.value.median, fast.value.p20, fast.value.p80))
         line += [f"{fast.gb_per_second:.1f}", f"{group.share('fastbn'):.0%}"]
         line += [_median(group, name) for name in others]
@@ -120,7 +122,7 @@ class NetworkTotal:
 
     Attributes:
         groups: its layers, fastbn among their providers.
-        seconds: by provider, of those that did all layers.
+        seconds: by provider, of those that were right on all layers.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -133,64 +135,65 @@ class NetworkTotal:
 
     @property
     def subject(self) -> Subject:
-        """That of the first layer."""
+        """The subject of the first layer."""
         return self.groups[0].subject
 
     @property
     def count(self) -> int:
-        """How many batch norms."""
+        """How many batch norms the network has."""
         return sum(group.subject.count for group in self.groups)
 
     def ratio(self, name: str) -> float:
-        """Someone's time over fastbn's."""
+        """A provider's time over fastbn's."""
         return self.seconds[name] / self.seconds["fastbn"]
 
     @property
     def best_other(self) -> str:
-        """Who takes the least time but for fastbn."""
+        """The provider other than fastbn that takes the least time."""
         return min(self.seconds.keys() - {"fastbn"}, key=self.seconds.__getitem__)
 
     def mean(self, name: str) -> float:
-        """Geometric mean over the layers of someone's time over fastbn's."""
+        """Geometric mean over the layers of a provider's time over fastbn's."""
         return geometric_mean(group.ratio(name) for group in self.groups)
 
-    def least(self, name: str) -> float:
-        """The smallest of those."""
+    def slowest(self, name: str) -> float:
+        """A provider's time over fastbn's on the layer where that is least."""
         return min(group.ratio(name) for group in self.groups)
 
 
 def network_totals(groups: Iterable[Group]) -> list[NetworkTotal]:
-    """Of ResNet-50, for each pass, ending, dtype, layout and state of the cache.
+    """Totals of ResNet-50 for each pass, epilogue, dtype, layout and state of the cache.
 
-    All that is there of it, where someone else did as much.
+    A total has all layers that were measured; there is none where no other provider did all.
     """
     found: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         subject = group.subject
         if subject.shapes == "resnet50" and "fastbn" in group.rows and group.others:
-            key = (subject.measured, subject.ending, subject.dtype, subject.layout, subject.cache)
+            key = (subject.measured, subject.epilogue, subject.dtype, subject.layout, subject.cache)
             found.setdefault(key, []).append(group)
-    order = {name: i for i, name in enumerate([m.name for m in PASSES] + list(ENDINGS))}
+    order = {name: i for i, name in enumerate([m.name for m in PASSES] + list(EPILOGUES))}
     keys = sorted(found, key=lambda key: (order[key[0]], order[key[1]]))
     totals = [NetworkTotal(found[key]) for key in keys]
     return [total for total in totals if len(total.seconds) > 1]
 
 
 def network_table(groups: Iterable[Group]) -> str:
-    """A line for each total."""
+    """A line for each of :func:`network_totals`."""
     totals = network_totals(groups)
     others = list(dict.fromkeys(name for t in totals for name in t.seconds if name != "fastbn"))
-    headers = ["pass", "then", "dtype", "layout", "cache", "norms", "fastbn ms"]
-    headers += [*(f"{name} ms" for name in others), "faster", "best", "stock: mean", "least"]
+    headers = ["pass", "epilogue", "dtype", "layout", "cache", "norms", "fastbn ms"]
+    headers += [*(f"{name} ms" for name in others), "vs best", "best"]
+    headers += ["mean layer", "slowest layer"]
     lines = []
     for total in totals:
         subject = total.subject
-        line = [subject.measured, subject.ending, subject.dtype, subject.layout, subject.cache]
+        line = [subject.measured, subject.epilogue, subject.dtype, subject.layout, subject.cache]
         line += [str(total.count), _milliseconds(total.seconds["fastbn"])]
         line += [_milliseconds(total.seconds[n]) if n in total.seconds else "" for n in others]
         line += [f"{total.ratio(total.best_other):.2f}x", total.best_other]
         line += (
-            [f"{total.mean('stock'):.2f}x", f"{total.least('stock'):.2f}x"]
+            [f"{total.mean('stock'):.2f}x", f"{total.slowest('stock'):.2f}x"]
             if "stock" in total.seconds
             else ["", ""]
         )
@@ -199,10 +202,17 @@ def network_table(groups: Iterable[Group]) -> str:
 
 
 def mean_table(groups: Iterable[Group]) -> str:
-    """Geometric means over all rows of a set of shapes and a pass: against each, and the best."""
+    """Geometric means over all rows of a set of shapes and a pass, by provider and of the best."""
     groups = [g for g in coldest(groups) if "fastbn" in g.rows and g.others]
     others = _others(groups)
-    headers = ["shapes", "pass", "rows", *(f"vs {name}" for name in others), "vs best", "least"]
+    headers = [
+        "shapes",
+        "pass",
+        "rows",
+        *(f"vs {name}" for name in others),
+        "vs best",
+        "slowest row",
+    ]
     lines = []
     for shapes, measured in dict.fromkeys((g.subject.shapes, g.subject.measured) for g in groups):
         rows = [g for g in groups if (g.subject.shapes, g.subject.measured) == (shapes, measured)]
@@ -226,8 +236,9 @@ def kernels(results: Results, sets: Mapping[str, ShapeSet]) -> str:
     parts += [providers_legend(groups), legend]
     if network_totals(groups):
         parts.append(
-            "All layers of ResNet-50 that are above, each as often as the network has it; mean and "
-            f"least of\nstock's time over fastbn's in one layer:\n\n{network_table(groups)}"
+            "All layers of ResNet-50 that are above, each as often as the network has it; mean\n"
+            "and slowest layer: of stock's time over fastbn's in single layers:\n\n"
+            f"{network_table(groups)}"
         )
     parts.append(f"Geometric means of times over fastbn's:\n\n{mean_table(groups)}")
     return "\n\n".join(parts)
@@ -246,10 +257,10 @@ def overhead(results: Results) -> str:
         ]
         for group in groups
     ]
-    headers = ["call", "shape", "fastbn us", *(f"{name} us" for name in others), "faster"]
+    headers = ["call", "shape", "fastbn us", *(f"{name} us" for name in others), "vs stock"]
     return (
-        "What a call costs the host where there is next to nothing to compute; faster: than stock"
-        f"\n\n{_table(headers, lines, words=2)}"
+        "What a call costs the host where there is next to nothing to compute; vs stock: stock's\n"
+        f"time over fastbn's\n\n{_table(headers, lines, words=2)}"
     )
 
 
@@ -273,14 +284,13 @@ def model(results: Results) -> str:
             ]
             line.append(f"{step.rows['stock'].value.median / seconds:.3f}x")
             for measured, show in (("batch norm", "{:.0%}".format), ("peak", _mebibytes)):
-                other = by_name.get(measured)
-                known = other is not None and name in other.rows
-                line.append(show(other.rows[name].value.median) if known else "")
+                others = by_name[measured].rows if measured in by_name else {}
+                line.append(show(others[name].value.median) if name in others else "")
             lines.append(line)
-    headers = ["images", "dtype", "layout", "batch norm of", "step ms", "images/s", "faster"]
+    headers = ["images", "dtype", "layout", "batch norm of", "step ms", "images/s", "vs stock"]
     headers += ["of which BN", "peak MiB"]
     return (
-        "A training step of ResNet-50 (forward, backward, SGD); faster: than stock"
+        "A training step of ResNet-50 (forward, backward, SGD); vs stock: stock's time over it"
         f"\n\n{_table(headers, lines, words=4)}"
     )
 
@@ -295,13 +305,13 @@ def memory(results: Results) -> str:
     by_case: dict[tuple[str, ...], dict[str, Group]] = {}
     for group in results.select("memory"):
         subject = group.subject
-        key = (subject.shape, subject.dtype, subject.layout, subject.ending)
+        key = (subject.shape, subject.dtype, subject.layout, subject.epilogue)
         by_case.setdefault(key, {})[subject.measured] = group
-    for key, by_name in by_case.items():
+    for case, by_name in by_case.items():
         saved, peak = by_name["saved"], by_name["peak"]
         tensor = saved.subject.bytes
         for name in saved.rows:
-            line = [*key, name]
+            line = [*case, name]
             for group in (saved, peak):
                 size = group.rows[name].value.median
                 line += [_mebibytes(size), f"{size / tensor:.2f}"]
@@ -310,7 +320,7 @@ def memory(results: Results) -> str:
         "shape",
         "dtype",
         "layout",
-        "then",
+        "epilogue",
         "batch norm of",
         "saved MiB",
         "in x",
@@ -318,8 +328,8 @@ def memory(results: Results) -> str:
         "in x",
     ]
     return (
-        "Memory of a forward and backward: what is kept for backward, and the most that is in use\n"
-        "on top of the inputs; in x: as a multiple of the input's size"
+        "Memory of a forward and backward: what is saved for backward, and the peak on top of the\n"
+        "inputs; in x: as a multiple of the input's size"
         f"\n\n{_table(headers, lines, words=5)}"
     )
 

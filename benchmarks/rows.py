@@ -20,7 +20,7 @@ COPY = "copy"
 
 
 def is_ours(provider: str) -> bool:
-    """Whether it has fastbn in it: ``fastbn``, or ``fastbn compiled``."""
+    """Whether a provider has fastbn in it: ``fastbn``, or ``fastbn compiled``."""
     return provider.startswith("fastbn")
 
 
@@ -33,13 +33,13 @@ class Subject:
         shapes: name of the set of shapes, or of the network.
         shape: sizes of the input (N, C, ...), joined by ``x``.
         dtype: of the input.
-        layout: ``ncs`` or ``nsc``.
-        measured: a pass, or what else the figure is of.
-        ending: what follows: ``plain``, ``relu`` or ``add+relu``.
+        layout: ``contiguous`` or ``channels_last``.
+        measured: a pass, or what else the figure says.
+        epilogue: what follows the batch norm: ``plain``, ``relu`` or ``add+relu``.
         count: how often the network has it.
         cache: whether the inputs were in the cache: ``cold`` or ``warm``.
         unit: ``s``, ``bytes`` or ``share``.
-        bytes: of times, those that have to move; of sizes, the input's.
+        bytes: where times are measured, those that have to move; else the size of the input.
     """
 
     benchmark: str
@@ -48,7 +48,7 @@ class Subject:
     dtype: str
     layout: str
     measured: str
-    ending: str = "plain"
+    epilogue: str = "plain"
     count: int = 1
     cache: str = "warm"
     unit: str = "s"
@@ -60,9 +60,9 @@ class Row:
     """A figure of one provider.
 
     Attributes:
-        provider: whose.
+        provider: whose batch norm it is.
         detail: which kernels it took, where that is known.
-        value: in the subject's unit: a median, the 20th and 80th percentile, of how many.
+        value: in the subject's unit: median, 20th and 80th percentile, and of how many calls.
     """
 
     subject: Subject
@@ -72,11 +72,11 @@ class Row:
 
     @property
     def gb_per_second(self) -> float:
-        """On the bytes that have to move."""
+        """Throughput on the bytes that have to move."""
         return self.subject.bytes / self.value.median / 1e9
 
     def record(self) -> dict[str, Any]:
-        """A flat one."""
+        """The row as a flat dictionary."""
         return {
             **asdict(self.subject),
             "provider": self.provider,
@@ -86,7 +86,7 @@ class Row:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> Row:
-        """From a flat record."""
+        """The row of a flat dictionary."""
         subject, value = (
             {field.name: record[field.name] for field in fields(kind)} for kind in (Subject, Timing)
         )
@@ -102,12 +102,12 @@ class Group:
 
     @cached_property
     def others(self) -> dict[str, Row]:
-        """All that have no fastbn in them, but for the copy."""
+        """The rows of providers that have no fastbn in them, without the copy."""
         return {n: row for n, row in self.rows.items() if n != COPY and not is_ours(n)}
 
     @property
     def best_other(self) -> str:
-        """Whose figure is the smallest among them."""
+        """The provider without fastbn whose figure is the smallest."""
         return min(self.others, key=lambda name: self.others[name].value.median)
 
     def ratio(self, name: str) -> float:
@@ -130,14 +130,14 @@ def groups(rows: Iterable[Row]) -> list[Group]:
 
 
 def coldest(groups: Iterable[Group]) -> list[Group]:
-    """Of groups that differ only in the state of the cache, those in a cold one."""
+    """Leaves out groups in a warm cache that are there in a cold one, too."""
     groups = list(groups)
     cold = {_but_for_cache(group) for group in groups if group.subject.cache == "cold"}
     return [g for g in groups if g.subject.cache == "cold" or _but_for_cache(g) not in cold]
 
 
 def warm_twins(groups: Iterable[Group]) -> dict[Subject, Group]:
-    """The same in a warm cache, by the subjects of groups in a cold one."""
+    """Groups in a warm cache, by the subjects of the same groups in a cold one."""
     groups = list(groups)
     cold = {_but_for_cache(g): g.subject for g in groups if g.subject.cache == "cold"}
     warm = (group for group in groups if group.subject.cache == "warm")

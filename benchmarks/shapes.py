@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastbn.networks import RESNET50, Layer
+from fastbn.planning.networks import RESNET50, Layer
 
 __all__ = ["RESNET50", "RESNET50_STAGES", "Layer", "Shape", "ShapeSet", "shape_sets"]
 

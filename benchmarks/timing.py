@@ -33,7 +33,7 @@ class Timing:
     rounds: int
 
     def divided(self, parts: int) -> Timing:
-        """Of one of so many equal parts of the call."""
+        """The timing of one of so many equal parts of the call."""
         return Timing(self.median / parts, self.p20 / parts, self.p80 / parts, self.rounds)
 
 
@@ -71,7 +71,7 @@ def keep_memory_warm() -> str:
     return "not kept warm (that needs glibc): large results pay for fresh pages, on all sides"
 
 
-def summarise(seconds: Sequence[float]) -> Timing:
+def summarize(seconds: Sequence[float]) -> Timing:
     """The timing of a candidate from those of its calls."""
     p20, median, p80 = np.percentile(seconds, (20, 50, 80)).tolist()
     return Timing(median, p20, p80, len(seconds))
@@ -103,4 +103,4 @@ def measure(candidates: Mapping[str, Callable[[], object]], budget: float) -> di
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: summarise(values) for name, values in seconds.items()}
+    return {name: summarize(values) for name, values in seconds.items()}

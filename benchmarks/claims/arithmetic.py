@@ -128,10 +128,10 @@ def outside_the_gradient(steps: int = 2000) -> Finding:
         for _ in range(steps):
             x = u + bias
             if name == "outside":
-                normalised = x - x.mean().detach()
+                normalized = x - x.mean().detach()
             else:
-                normalised = fastbn.batch_norm(x, None, None, training=True)
-            loss = (normalised - target).square().mean()
+                normalized = fastbn.batch_norm(x, None, None, training=True)
+            loss = (normalized - target).square().mean()
             (gradient,) = torch.autograd.grad(loss, bias)
             with torch.no_grad():
                 bias -= rate * gradient
@@ -142,7 +142,7 @@ def outside_the_gradient(steps: int = 2000) -> Finding:
     change = abs(outside_losses[-1] / outside_losses[0] - 1)
 
     def draw(left: Axes, right: Axes) -> None:
-        labels = {"outside": "normalised outside the gradient", "inside": "batch norm (fastbn)"}
+        labels = {"outside": "normalized outside the gradient", "inside": "batch norm (fastbn)"}
         for name, (values, losses) in histories.items():
             style = "--" if name == "inside" else "-"  # the losses lie on each other
             left.plot(values, style, label=labels[name])
@@ -158,7 +158,7 @@ def outside_the_gradient(steps: int = 2000) -> Finding:
         "Normalizing outside the gradient step blows up.",
         grown[-1] > 100 and change < 1e-9 and still[-1] < 1e-9,
         {"bias outside": grown[-1], "bias inside": still[-1], "change of the loss": change},
-        f"When the gradient ignores the normalisation, the bias grows by {grown[-1] / steps:.2f} a "
+        f"When the gradient ignores the normalization, the bias grows by {grown[-1] / steps:.2f} a "
         f"step, to {grown[-1]:.0f} after {steps}, and the loss stays where it was (to "
         f"{change:.0e}). Through batch norm its gradient is 0: it stays at {still[-1]:.0e}.",
         draw,
@@ -209,7 +209,7 @@ def each_feature_on_its_own() -> Finding:
 
     return Finding(
         8,
-        "Each feature is normalised on its own.",
+        "Each feature is normalized on its own.",
         worst_mean < 1e-4 and worst_var < 1e-4,
         {"largest mean": worst_mean, "largest error of a variance": worst_var},
         "Whatever the layout, channels whose deviations span 0.01 to 100 come out with means "

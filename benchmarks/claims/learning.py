@@ -53,7 +53,7 @@ RATE = 0.5
 # From here on a network counts as trained.
 TRAINS = 0.9
 _NAMES = {False: "plain", True: "batch norm"}
-_COLOURS = {False: "#d94801", True: "#08519c"}
+_COLORS = {False: "#d94801", True: "#08519c"}
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -82,12 +82,12 @@ def pairs(digits: Digits, budget: Budget) -> dict[bool, list[History]]:
 
 def acceleration(trained: dict[bool, list[History]]) -> Finding:
     """Claim 1: steps to the plain network's best test accuracy, at the same learning rate."""
-    plain, normalised = trained[False], trained[True]
-    ratios, plain_steps, normalised_steps = [], [], []
-    for before, after in zip(plain, normalised, strict=True):
+    plain, normalized = trained[False], trained[True]
+    ratios, plain_steps, normalized_steps = [], [], []
+    for before, after in zip(plain, normalized, strict=True):
         plain_steps.append(before.steps_to(before.best))
-        normalised_steps.append(after.steps_to(before.best))
-        ratios.append(plain_steps[-1] / normalised_steps[-1])
+        normalized_steps.append(after.steps_to(before.best))
+        ratios.append(plain_steps[-1] / normalized_steps[-1])
     fewer = median(ratios)
 
     def draw(left: Axes, right: Axes) -> None:
@@ -95,8 +95,8 @@ def acceleration(trained: dict[bool, list[History]]) -> Finding:
             for batch_norm, histories in trained.items():
                 for i, history in enumerate(histories):
                     label = _NAMES[batch_norm] if i == 0 else None
-                    colour = _COLOURS[batch_norm]
-                    axes.plot(history.steps, history.accuracy, color=colour, alpha=0.6, label=label)
+                    color = _COLORS[batch_norm]
+                    axes.plot(history.steps, history.accuracy, color=color, alpha=0.6, label=label)
             axes.set(xlabel="step", ylabel="test accuracy")
             axes.legend(loc="lower right")
         right.set(xlim=(0, max(plain[0].steps) / 10), title="the first tenth")
@@ -111,11 +111,11 @@ def acceleration(trained: dict[bool, list[History]]) -> Finding:
             "least": min(ratios),
             "most": max(ratios),
             "steps, plain": median(plain_steps),
-            "steps, batch norm": median(normalised_steps),
+            "steps, batch norm": median(normalized_steps),
         },
         f"The plain network reached its best test accuracy ({mean(h.best for h in plain):.1%}) "
         f"after {median(plain_steps):.0f} steps, the one with batch norm got there after "
-        f"{median(normalised_steps):.0f}: {fewer:.0f} times fewer (between {min(ratios):.0f} and "
+        f"{median(normalized_steps):.0f}: {fewer:.0f} times fewer (between {min(ratios):.0f} and "
         f"{max(ratios):.0f} over the seeds; the paper has 14 on ImageNet).",
         draw,
     )
@@ -135,7 +135,7 @@ def _drift(history: History) -> float:
 def covariate_shift(trained: dict[bool, list[History]]) -> Finding:
     """Claim 2: percentiles of what goes into the last hidden layer's sigmoids, over training."""
     drifts = {kind: [_drift(history) for history in trained[kind]] for kind in trained}
-    plain, normalised = median(drifts[False]), median(drifts[True])
+    plain, normalized = median(drifts[False]), median(drifts[True])
 
     def draw(left: Axes, right: Axes) -> None:
         for axes, batch_norm in ((left, False), (right, True)):
@@ -146,7 +146,7 @@ def covariate_shift(trained: dict[bool, list[History]]) -> Finding:
                 axes.plot(
                     history.steps,
                     unit[:, i],
-                    color=_COLOURS[batch_norm],
+                    color=_COLORS[batch_norm],
                     label=label,
                     linestyle=(":", "-", "--")[i],
                 )
@@ -156,10 +156,10 @@ def covariate_shift(trained: dict[bool, list[History]]) -> Finding:
     return Finding(
         2,
         "Internal covariate shift is suppressed.",
-        normalised < plain,
-        {"drift, plain": plain, "drift, batch norm": normalised},
+        normalized < plain,
+        {"drift, plain": plain, "drift, batch norm": normalized},
         "While training, the median input of a sigmoid in the last hidden layer wandered by "
-        f"{plain:.2f} widths of its distribution in the plain network and by {normalised:.2f} with "
+        f"{plain:.2f} widths of its distribution in the plain network and by {normalized:.2f} with "
         "batch norm (standard deviation over time; width from the 15th to the 85th percentile).",
         draw,
     )
@@ -196,16 +196,16 @@ def learning_rates(digits: Digits, budget: Budget) -> Finding:
         for batch_norm, accuracies in reached.items():
             middle = [median(values) for values in accuracies]
             low, high = [min(v) for v in accuracies], [max(v) for v in accuracies]
-            colour = _COLOURS[batch_norm]
-            left.semilogx(budget.rates, middle, "o-", color=colour, label=_NAMES[batch_norm])
-            left.fill_between(budget.rates, low, high, color=colour, alpha=0.2)
-        left.axhline(TRAINS, color="grey", linestyle=":")
+            color = _COLORS[batch_norm]
+            left.semilogx(budget.rates, middle, "o-", color=color, label=_NAMES[batch_norm])
+            left.fill_between(budget.rates, low, high, color=color, alpha=0.2)
+        left.axhline(TRAINS, color="gray", linestyle=":")
         left.set(xlabel="learning rate", ylabel=f"test accuracy after {budget.sweep_steps} steps")
         left.legend()
         right.bar(
             list(_NAMES.values()),
             [largest[kind] for kind in _NAMES],
-            color=[_COLOURS[kind] for kind in _NAMES],
+            color=[_COLORS[kind] for kind in _NAMES],
         )
         right.set(ylabel=f"largest learning rate that reaches {TRAINS:.0%}")
 
@@ -222,7 +222,7 @@ def learning_rates(digits: Digits, budget: Budget) -> Finding:
     )
 
 
-def regularisation(digits: Digits, budget: Budget) -> Finding:
+def regularization(digits: Digits, budget: Budget) -> Finding:
     """Claim 5: test accuracy after training on few images, with and without dropout."""
     few = replace(
         digits,
@@ -264,7 +264,7 @@ def regularisation(digits: Digits, budget: Budget) -> Finding:
         names = list(kinds)
         for axes in (left, right):
             for i, name in enumerate(names):
-                axes.plot([i] * len(accuracies[name]), accuracies[name], "o", color="grey")
+                axes.plot([i] * len(accuracies[name]), accuracies[name], "o", color="gray")
             axes.bar(
                 range(len(names)),
                 [means[name] for name in names],
@@ -280,7 +280,7 @@ def regularisation(digits: Digits, budget: Budget) -> Finding:
 
     return Finding(
         5,
-        "It regularises, reducing the need for dropout.",
+        "It regularizes, reducing the need for dropout.",
         held,
         {
             **{f"accuracy, {name}".replace("\n", " "): value for name, value in means.items()},

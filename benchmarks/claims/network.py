@@ -29,7 +29,7 @@ def build(*, batch_norm: bool, dropout: bool = False, pixels: int = 64) -> nn.Se
     """Three hidden layers of 100 sigmoid units, from images (N, 1, H, W) to logits (N, 10).
 
     Args:
-        batch_norm: whether each layer normalises what goes into its sigmoids, and so needs no bias.
+        batch_norm: whether each layer normalizes what goes into its sigmoids, and so needs no bias.
         dropout: whether half of each layer's outputs are dropped in training.
         pixels: of an image, H * W.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .finding import Finding
 
 mpl.use("Agg")
-_STYLE = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+_STYLE: Any = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 COUNT = 8
 
 
@@ -36,7 +36,7 @@ def findings(budget: learning.Budget) -> Iterator[Finding]:
     yield learning.covariate_shift(trained)
     yield learning.learning_rates(digits, budget)
     yield arithmetic.scale_of_weights()
-    yield learning.regularisation(digits, budget)
+    yield learning.regularization(digits, budget)
     yield arithmetic.identity()
     yield arithmetic.outside_the_gradient()
     yield arithmetic.each_feature_on_its_own()
