@@ -2,11 +2,14 @@
 //
 // Marks the functions of core/, which compile for the host and for a GPU. Always inlined: CPU loops
 // are compiled once per instruction set, and the copy of a function that the linker keeps for all
-// of them must not be one that only some processors can run.
+// of them must not be one that only some processors can run. FASTBN_UNROLL unrolls a loop over
+// lanes, of which the host has one.
 #pragma once
 
 #if defined(__CUDACC__)
 #define FASTBN_HOST_DEVICE __host__ __device__ __forceinline__
+#define FASTBN_UNROLL _Pragma("unroll")
 #else
 #define FASTBN_HOST_DEVICE inline __attribute__((always_inline))
+#define FASTBN_UNROLL
 #endif

@@ -45,7 +45,7 @@ struct Moments {
   FASTBN_HOST_DEVICE void merge(const Moments& other) {
     if (other.count == 0) return;
     const MergeWeights<acc_t> weights = merge_weights(count, other.count);
-#pragma unroll
+    FASTBN_UNROLL
     for (int lane = 0; lane < kLanes; ++lane) {
       merge_moments(weights, other.mean[lane], other.m2[lane], mean[lane], m2[lane]);
     }
@@ -64,7 +64,7 @@ struct GradSums {
   acc_t dy_xmu[kLanes] = {};
 
   FASTBN_HOST_DEVICE void merge(const GradSums& other) {
-#pragma unroll
+    FASTBN_UNROLL
     for (int lane = 0; lane < kLanes; ++lane) {
       dy[lane] += other.dy[lane];
       dy_xmu[lane] += other.dy_xmu[lane];
