@@ -112,12 +112,12 @@ def test_plan_as_json(
             "launches",
             "bytes_moved",
             "floor_bytes",
-            "persistent_grid",
+            "grid",
             "block",
         ):
             assert row[name] == getattr(plan, name)
         for name in (
-            "persistent_cluster",
+            "cluster",
             "shared_bytes",
             "vector_bytes",
             "mapping",
@@ -147,14 +147,14 @@ def test_plan_as_json(
 def test_plan_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     forced = ("--layout", "channels_last", "--algorithm", "two_pass")
     title, empty, header, *rows = planned(capsys, *GIVEN, *forced).splitlines()
-    assert title.startswith("resnet50, batch 256, bfloat16 nsc on h200; ")
+    assert title.startswith("resnet50, batch 256, bfloat16 channels_last on h200; ")
     assert empty == ""
     assert words(header) == (
         "op layer algorithm count launches blocks cluster threads vector B/element floor share GB "
         "floor GB us"
     )
     assert len(rows) == 2 * (12 + 1) + 1
-    assert words(rows[0]).startswith("forward 64x112x112 split 1 2 ")
+    assert words(rows[0]).startswith("forward 64x112x112 two_pass 1 2 ")
     assert " 16 B 6 4 67% 1.233 0.822 " in words(rows[0])
     assert words(rows[12]).startswith("forward all 53 106 67% 17.071 11.381 ")
     assert words(rows[25]).startswith("backward all 53 106 60% 28.452 17.071 ")
@@ -218,5 +218,5 @@ def test_plan_in_a_process_of_its_own(run_python: RunPython) -> None:
     """Where the environment is what the shell has, and plans come without a traceback."""
     done = run_python("-m", "fastbn", "plan", *GIVEN, FASTBN_CUDA_ALGORITHM="two_pass")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" split ") == 2 * len(RESNET50)
+    assert done.stdout.count(" two_pass ") == 2 * len(RESNET50)
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The loops of lesser processors compute the right numbers, tried on this one.
+"""The loops of lesser processors, and the general path, compute the right numbers on this one.
 
 Those that this processor uses by itself are what all other tests run.
 """
@@ -11,42 +11,85 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.support import pairs
 
 from fastbn._backend import cpu_capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# From the one that every processor has to the widest; a processor has a first part of these.
-CAPABILITIES = ["default", "avx2", "avx512"]
+    RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+# From the one that is written without vectors, by way of the one that every processor has, to the
+# widest; a processor has a first part of these.
+CAPABILITIES = ["scalar", "default", "avx2", "avx512"]
 LESSER = CAPABILITIES[: CAPABILITIES.index(cpu_capability())]
 
-# In a process of its own, as the choice is made once: the table of numerical cases at full length.
+# In a process of its own, as the choice is made once: the table of numerical cases.
 CHECK = """
 import torch
+from tests.support import pairs
 from tests.support.case_checks import check
 from fastbn._backend import cpu_capability
 from tests.support.tables import hard_cases, make, small_cases, streamed_cases
 from tests.support.tolerances import CONDITION
+pairs.use_full_products({full})
 torch.set_num_threads(2)
-cases = small_cases() + hard_cases() + streamed_cases()[::3]
+cases = pairs.unmarked(small_cases() + hard_cases())
 for case in cases:
     torch.manual_seed(0)
     for training in (True, False):
         check(make(case), training, CONDITION.get((case.data, case.dtype), 1.0))
+# Large enough to be written past the cache, which takes code of its own.
+for case in streamed_cases():
+    if {full} or (case.layout in ("contiguous", "channels_last") and case.dtype == torch.float32):
+        check(make(case), True)
 print(cpu_capability(), len(cases))
 """
 
 
-@pytest.mark.parametrize("capability", LESSER)
-def test_capability_computes_the_right_numbers(
-    capability: str, run_python: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    done = run_python("-c", CHECK, FASTBN_CPU_CAPABILITY=capability)
+def assert_right(run_python: RunPython, capability: str, **environment: str) -> None:
+    script = CHECK.format(full=pairs.full_products())
+    done = run_python("-c", script, **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     used, count = done.stdout.split()
     assert used == capability
-    assert int(count) > 500
+    assert int(count) > (500 if pairs.full_products() else 120)
+
+
+@pytest.mark.parametrize("capability", LESSER)
+def test_capability_computes_the_right_numbers(capability: str, run_python: RunPython) -> None:
+    assert_right(run_python, capability, FASTBN_CPU_CAPABILITY=capability)
+
+
+def test_general_path_computes_the_right_numbers(run_python: RunPython) -> None:
+    """By strides alone, whatever the layout."""
+    assert_right(run_python, cpu_capability(), FASTBN_CPU_LAYOUT="generic")
+
+
+# Which path was taken is seen by its speed alone; that the variable is read, by this.
+@pytest.mark.parametrize(
+    "environment",
+    [{"FASTBN_CPU_CAPABILITY": "scalar"}, {"FASTBN_CPU_LAYOUT": "generic"}],
+    ids=lambda environment: "-".join(*environment.items()),
+)
+def test_choices_change_the_order_of_sums(
+    environment: dict[str, str], run_python: RunPython
+) -> None:
+    """And so the last bits: the variables are obeyed."""
+    script = (
+        "import torch, fastbn\n"
+        "torch.manual_seed(0)\n"
+        "x = torch.randn(8, 64, 31, 33)\n"
+        "mean = torch.zeros(64)\n"
+        "fastbn.batch_norm(x, mean, torch.ones(64), training=True)\n"
+        "print(*(value.hex() for value in mean.tolist()))\n"
+    )
+    usual, other = (run_python("-c", script, **chosen) for chosen in ({}, environment))
+    assert usual.returncode == other.returncode == 0, other.stderr[-2000:]
+    assert usual.stdout != other.stdout
+    for one, another in zip(usual.stdout.split(), other.stdout.split(), strict=True):
+        assert float.fromhex(one) == pytest.approx(float.fromhex(another), abs=1e-7)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")

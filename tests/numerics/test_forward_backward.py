@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +13,19 @@ import torch.nn.functional as F
 import fastbn
 from tests.support import oracle
 from tests.support.case_checks import EPS, MOMENTUM, check, statistics_of
+from tests.support.pairs import pairs
 from tests.support.tables import (
     DTYPES,
     HALVES,
     LAYOUTS,
     SHAPES,
     SHARED,
+    STREAMED,
     Case,
     hard_cases,
     make,
     small_cases,
-    streamed_cases,
+    streamed_case,
 )
 from tests.support.tolerances import (
     AGAINST_STOCK,
@@ -40,16 +41,30 @@ if TYPE_CHECKING:
 training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 
 
+# A case decides how memory is walked; training, which steps are taken.
 @training_and_eval
-@pytest.mark.parametrize("case", [*small_cases(), *streamed_cases(), *hard_cases()], ids=str)
+@pytest.mark.parametrize("case", [*small_cases(), *hard_cases()], ids=str)
 def test_every_result_is_right(case: Case, training: bool, device: str) -> None:
     condition = CONDITION.get((case.data, case.dtype), 1.0)
     check(make(case, device), training, condition)
 
 
-@pytest.mark.parametrize("case", [c for c in hard_cases() if c.data == "constant"], ids=str)
-def test_constant_channel_gives_exactly_bias(case: Case, device: str) -> None:
+# Outputs that are written past the cache: each dtype, way through memory and set of steps.
+@pytest.mark.parametrize(
+    ("streamed", "dtype", "training"), pairs(STREAMED, DTYPES, (True, False)), ids=str
+)
+def test_results_written_past_the_cache_are_right(
+    streamed: tuple[str, str], dtype: torch.dtype, training: bool, device: str
+) -> None:
+    check(make(streamed_case(*streamed, dtype), device), training)
+
+
+# Vectors of each dtype, in the loops of each layout.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
+def test_constant_channel_gives_exactly_bias(layout: str, dtype: torch.dtype, device: str) -> None:
     """With x * alpha + beta it would not: the terms are large and cancel to something else."""
+    case = Case("image-49", SHAPES["image-49"], layout, dtype, "constant")
     tensors = make(case, device)
     y = fastbn.batch_norm(tensors.x, None, None, tensors.weight, tensors.bias, True)
     bias = tensors.bias.to(case.dtype).reshape(1, -1, *[1] * (y.dim() - 2))
@@ -73,31 +88,36 @@ def _stock_results(tensors, training: bool) -> dict[str, Tensor]:
     return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
-# Shapes that take each way through memory, in both kinds of 16-bit module: parameters of the
-# input's dtype, and float32 parameters as mixed precision has them. Far data in float32 is where
-# stock itself errs most. Stock takes only these dtypes.
-@training_and_eval
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped", "batch_minor"])
-@pytest.mark.parametrize("name", ["line", "image-tiles", "image-49", "few-channels"])
+# Of the dtype of x, that of the parameters, and data: both kinds of 16-bit module, with parameters
+# of the input's dtype, and with float32 parameters as mixed precision has them. Far data in float32
+# is where stock itself errs most. Stock takes only these dtypes.
+KINDS = [
+    *((dtype, torch.float32, "normal") for dtype in HALVES),
+    *((dtype, dtype, "normal") for dtype in HALVES),
+    (torch.float16, torch.float32, "top"),
+    (torch.float32, torch.float32, "far"),
+]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "parameters", "data"),
-    [
-        *((dtype, torch.float32, "normal") for dtype in HALVES),
-        *((dtype, dtype, "normal") for dtype in HALVES),
-        (torch.float16, torch.float32, "top"),
-        (torch.float32, torch.float32, "far"),
-    ],
+    ("name", "layout", "kind", "training"),
+    pairs(
+        # Each is walked in another way, as is each layout.
+        ("line", "image-odd", "image-49", "few-channels"),
+        ("contiguous", "channels_last", "stepped", "batch_minor"),
+        KINDS,
+        (True, False),
+    ),
     ids=str,
 )
 def test_no_less_accurate_than_stock(
     name: str,
     layout: str,
-    dtype: torch.dtype,
-    parameters: torch.dtype,
-    data: str,
+    kind: tuple[torch.dtype, torch.dtype, str],
     training: bool,
     device: str,
 ) -> None:
+    dtype, parameters, data = kind
     shape = {**SHAPES, **SHARED}[name]
     case = Case(name, shape, layout, dtype, data)
     tensors = make(case, device, parameters=parameters, statistics=parameters).requiring_grad()
@@ -123,21 +143,25 @@ def test_no_less_accurate_than_stock(
         assert_no_worse(value, theirs[quantity], expected[quantity], quantity)
 
 
-# All of them, because each vector is read and written by code of its own. float64 goes with
-# float64 alone. Both shapes and layouts, because vectors are handled per way through memory.
+# Each vector is read and written by code of its own. float64 goes with float64 alone.
 NARROW = (torch.float32, *HALVES)
 
 
-@training_and_eval
 @pytest.mark.parametrize(
-    ("name", "layout"), [("image-49", "contiguous"), ("image-tiles", "channels_last")]
-)
-@pytest.mark.parametrize(
-    ("dtype", "weight", "bias", "running"), list(product(NARROW, repeat=4)), ids=str
+    ("input_", "dtype", "weight", "bias", "running", "training"),
+    pairs(
+        # Vectors are handled per way through memory.
+        (("image-49", "contiguous"), ("image-odd", "channels_last")),
+        NARROW,
+        NARROW,
+        NARROW,
+        NARROW,
+        (True, False),
+    ),
+    ids=str,
 )
 def test_dtypes_of_vectors_are_independent(
-    name: str,
-    layout: str,
+    input_: tuple[str, str],
     dtype: torch.dtype,
     weight: torch.dtype,
     bias: torch.dtype,
@@ -145,17 +169,24 @@ def test_dtypes_of_vectors_are_independent(
     training: bool,
     device: str,
 ) -> None:
+    name, layout = input_
     tensors = make(Case(name, SHAPES[name], layout, dtype), device, statistics=running)
     tensors = replace(tensors, weight=tensors.weight.to(weight), bias=tensors.bias.to(bias))
     check(tensors, training)
 
 
-# A missing vector is a null pointer below, on each way through memory.
-@training_and_eval
-@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
-@pytest.mark.parametrize("has_weight", [True, False], ids=["weight", "no-weight"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# A missing vector is a null pointer below: in loops of each dtype, on each way through memory.
+@pytest.mark.parametrize(
+    ("dtype", "layout", "has_weight", "has_bias", "training"),
+    pairs(
+        DTYPES,
+        ("contiguous", "channels_last", "stepped"),
+        (True, False),
+        (True, False),
+        (True, False),
+    ),
+    ids=str,
+)
 def test_weight_and_bias_are_optional(
     dtype: torch.dtype, layout: str, has_weight: bool, has_bias: bool, training: bool, device: str
 ) -> None:
@@ -193,15 +224,25 @@ def test_vectors_of_any_shape(training: bool, device: str) -> None:
     assert torch.equal(tall[1].flatten(), tensors.running_var)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+# Infinity minus infinity is NaN, in vectors of each dtype and loops of each layout; segments
+# shorter than a vector are walked in another way.
+@pytest.mark.parametrize(
+    ("poison", "name", "layout", "dtype"),
+    pairs(
+        (torch.nan, torch.inf, -torch.inf),
+        ("image-49", "image-short-segments"),
+        ("contiguous", "channels_last", "stepped"),
+        DTYPES,
+    ),
+    ids=str,
+)
 def test_nan_and_inf_spoil_their_channel_and_no_other(
-    poison: float, layout: str, dtype: torch.dtype, device: str
+    poison: float, name: str, layout: str, dtype: torch.dtype, device: str
 ) -> None:
-    tensors = make(Case("image-49", SHAPES["image-49"], layout, dtype), device)
-    tensors.x[1, 40, 3, 2] = poison
-    others = [channel for channel in range(65) if channel != 40]
+    shape = SHAPES[name]
+    tensors = make(Case(name, shape, layout, dtype), device)
+    tensors.x[1, 40, 1, 2] = poison
+    others = [channel for channel in range(shape[1]) if channel != 40]
     expected = oracle.output(
         tensors.x[:, others],
         tensors.weight[others],
@@ -253,15 +294,21 @@ def test_no_channels(shape: tuple[int, ...], device: str) -> None:
     assert F.batch_norm(x, None, None, training=True).shape == shape
 
 
-# The strides a gradient may come with: as sum() sends it, and as a layer of another memory format.
-@training_and_eval
-@pytest.mark.parametrize("dy_layout", LAYOUTS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "batch_minor", "stepped"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "layout", "dy_layout", "training"),
+    pairs(
+        (torch.float32, torch.bfloat16),
+        ("contiguous", "channels_last", "batch_minor", "stepped"),
+        # Strides a gradient may come with: as sum() sends it, or a layer of another memory format.
+        LAYOUTS,
+        (True, False),
+    ),
+    ids=str,
+)
 def test_gradient_in_another_layout(
     dtype: torch.dtype, layout: str, dy_layout: str, training: bool, device: str
 ) -> None:
-    tensors = make(Case("image-tiles", SHAPES["image-tiles"], layout, dtype), device)
+    tensors = make(Case("image-odd", SHAPES["image-odd"], layout, dtype), device)
     check(replace(tensors, dy=LAYOUTS[dy_layout](tensors.dy)), training)
 
 
@@ -270,12 +317,19 @@ def _meaningful_strides(tensor: Tensor) -> list[int]:
     return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
-# Stock decides by the strides of x alone. Rank 3 has no channels-last format, 4 and 5 have. On GPUs
-# stock's kernels differ from each other in layouts that are neither; its rule on the CPU is ours.
-@training_and_eval
-@pytest.mark.parametrize("dy_layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["line", "image-49", "image-one-pixel", "volume"])
+# Stock decides by the strides of x alone. On GPUs stock's kernels differ from each other in layouts
+# that are neither contiguous nor channels last; its rule on the CPU is ours.
+@pytest.mark.parametrize(
+    ("name", "layout", "dy_layout", "training"),
+    pairs(
+        # Rank 3 has no channels-last format, 4 and 5 have.
+        ("line", "image-49", "image-one-pixel", "volume"),
+        LAYOUTS,
+        ("contiguous", "channels_last"),
+        (True, False),
+    ),
+    ids=str,
+)
 def test_strides_of_results_are_those_of_stock(
     name: str, layout: str, dy_layout: str, training: bool, device: str
 ) -> None:
@@ -296,11 +350,17 @@ def test_strides_of_results_are_those_of_stock(
 
 
 # float32 and float64 are held against stock as well: no misreading of the formulas could be shared
-# by fastbn and the oracle. The flags are all that the function has.
-@training_and_eval
-@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, 2.0, -1.2])
-@pytest.mark.parametrize("eps", [1e-5, 1e-3, 2.0])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+# by fastbn and the oracle. The numbers are all that the function has.
+@pytest.mark.parametrize(
+    ("dtype", "eps", "momentum", "training"),
+    pairs(
+        (torch.float64, torch.float32),
+        (1e-5, 1e-3, 2.0),
+        (0.0, 0.1, 1.0, 2.0, -1.2),
+        (True, False),
+    ),
+    ids=str,
+)
 def test_agrees_with_stock(
     dtype: torch.dtype, eps: float, momentum: float, training: bool, device: str
 ) -> None:
@@ -343,8 +403,8 @@ def test_a_number_is_what_stock_takes_for_one(number: Any, argument: str, device
         torch.testing.assert_close(ours, theirs, **AGAINST_STOCK)
 
 
-def test_evaluation_with_eps_zero(device: str) -> None:
-    """Legal in evaluation, where the variance is given and positive."""
+def test_eval_with_eps_zero(device: str) -> None:
+    """Legal in eval, where the variance is given and positive."""
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
     y = fastbn.batch_norm(tensors.x, tensors.running_mean, tensors.running_var, eps=0.0)
     statistics = oracle.given_statistics(tensors.x, tensors.running_mean, tensors.running_var, 0.0)

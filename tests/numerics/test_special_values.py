@@ -1,4 +1,4 @@
-"""NaN and infinity come out where they went in, whatever their bits."""
+"""NaNs of any bits in vectors come out as NaN, and what overflows becomes infinite."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import torch
 
 import fastbn
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# Runs, tiles, and runs shorter than a vector.
+# Contiguous, channels last, and contiguous with segments shorter than a vector.
 INPUTS = {
-    "runs": (3, 4, 9, 11),
-    "tiles": (300, 70),
-    "short runs": (3, 4, 2, 2),
+    "contiguous": (3, 4, 9, 11),
+    "matrix": (300, 70),
+    "short segments": (3, 4, 2, 2),
 }
 # A quiet NaN with all bits set: rounding one carelessly to bfloat16 carries into the sign.
 FULL_NAN = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
@@ -27,28 +26,17 @@ def finite_channels(y: torch.Tensor) -> list[bool]:
     return [not bool(value) for value in nan.any(1)]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_input
-def test_one_bad_element_spoils_its_channel_alone(
-    shape: tuple[int, ...], dtype: torch.dtype, value: float, device: str
-) -> None:
-    x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
-    x[1, 2].fill_(value)
-    y = fastbn.batch_norm(x, None, None, training=True)
-    assert finite_channels(y) == [channel != 2 for channel in range(shape[1])]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("where", ["weight", "bias", "running_mean"])
+@pytest.mark.parametrize(
+    ("where", "training"),
+    # Running statistics are not read in training.
+    [("weight", True), ("weight", False), ("bias", True), ("bias", False), ("running_mean", False)],
+)
 @each_input
 def test_nan_of_any_bits_stays_nan(
     shape: tuple[int, ...], where: str, training: bool, dtype: torch.dtype, device: str
 ) -> None:
     """Diverged checkpoints carry such values; a finite result would hide that."""
-    if where == "running_mean" and training:
-        training = False  # in training it is not read
     channels = shape[1]
     vectors = {
         "running_mean": torch.zeros(channels),

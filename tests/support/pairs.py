@@ -30,6 +30,11 @@ def use_full_products(wanted: bool) -> None:
     _full = wanted
 
 
+def full_products() -> bool:
+    """What was said."""
+    return _full
+
+
 def _cover(axes: list[list[Any]], is_possible: Callable[..., bool]) -> list[Row]:
     """Few rows in which every possible pair of values of two axes meets."""
     if len(axes) < 2:
@@ -49,19 +54,30 @@ def _cover(axes: list[list[Any]], is_possible: Callable[..., bool]) -> list[Row]
     return [tuple(axis[n] for axis, n in zip(axes, row, strict=True)) for row in rows]
 
 
-def pairs(*axes: Iterable[Any], where: Callable[..., bool] = lambda *_: True) -> list[Any]:
+def pairs(
+    *axes: Iterable[Any],
+    where: Callable[..., bool] = lambda *_: True,
+    of: Callable[..., Any] | None = None,
+) -> list[Any]:
     """Rows of parameters, for ``pytest.mark.parametrize``.
 
     Args:
         axes: the values of each parameter.
         where: whether a combination is possible; it is given a value of each axis.
+        of: makes one parameter of a row.
 
     Returns:
         Rows that hold all possible pairs; with ``--all`` behind them the rest of the product.
     """
     listed = [list(axis) for axis in axes]
     chosen = _cover(listed, where)
-    if not _full:
-        return chosen
-    left = [row for row in product(*listed) if where(*row) and row not in chosen]
-    return [*chosen, *(pytest.param(*row, marks=EXHAUSTIVE) for row in left)]
+    left = [row for row in product(*listed) if where(*row) and row not in chosen] if _full else []
+    if of is None:
+        return [*chosen, *(pytest.param(*row, marks=EXHAUSTIVE) for row in left)]
+    made = [of(*row) for row in chosen]
+    return [*made, *(pytest.param(of(*row), marks=EXHAUSTIVE) for row in left)]
+
+
+def unmarked(parameters: Iterable[Any]) -> list[Any]:
+    """What ``pairs(..., of=...)`` has made, for a loop."""
+    return [p.values[0] if hasattr(p, "marks") else p for p in parameters]

@@ -1,8 +1,9 @@
 """A few small inputs for each way through the CUDA kernels, to be run under compute-sanitizer.
 
 ``compute-sanitizer --tool memcheck --error-exitcode 1 python -m tests.support.sanitizer_selection``
-from the repository's folder, and the same with racecheck, synccheck and initcheck. Nothing but fastbn's kernels runs on the GPU: inputs are
-made on the CPU and copied as they lie in memory, and results are compared with the oracle there.
+from the repository's folder, and the same with racecheck, synccheck and initcheck. Nothing but
+fastbn's kernels runs on the GPU: inputs are made on the CPU and copied as they lie in memory, and
+results are compared with the oracle there.
 
 Each input goes the way that the planner chooses, and then each other persistent way.
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 # Shape and layout: first as few elements as a block takes on its own, then as many channels or so
 # many elements that blocks share them; see csrc/cuda/planner/candidates.cpp. The batch is that of
-# bfloat16, and half of it is taken in float32. Persistent kernels take those that are in whole vectors.
+# bfloat16, and half of it is taken in float32. Persistent kernels take those in whole vectors.
 INPUTS = {
     # Channels last, in whole vectors.
     "columns": ((4, 24, 5, 7), "channels_last"),

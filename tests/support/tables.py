@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .pairs import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,20 +25,20 @@ SHAPES = {
     "matrix-one-channel": (64, 1),
     "matrix-three-channels": (1000, 3),
     "matrix-65-channels": (33, 65),
-    "matrix-strips-of-columns": (9, 1037),
+    "matrix-many-channels": (9, 1037),
     # (N, C, L)
     "line": (3, 5, 17),
     "line-one-sample": (1, 3, 129),
     "line-49": (2, 65, 49),
     # (N, C, H, W)
     "image-small": (4, 3, 5, 7),
-    "image-tiles": (8, 3, 17, 19),
+    "image-odd": (8, 3, 17, 19),
     "image-49": (2, 65, 7, 7),
     "image-one-sample": (1, 17, 9, 11),
     "image-one-channel": (7, 1, 37, 41),
     "image-one-pixel": (33, 5, 1, 1),
     "image-wide-vectors": (3, 64, 8, 8),
-    "image-short-runs": (2, 1030, 2, 3),
+    "image-short-segments": (2, 1030, 2, 3),
     "image-samples-share-a-block": (150, 2, 7, 9),
     # (N, C, D, H, W) and beyond, which only the function takes
     "volume": (2, 3, 3, 5, 7),
@@ -122,6 +124,16 @@ MATRIX_LAYOUTS = ("contiguous", "channel_major", "stepped", "expanded", "offset"
 DENSE_LAYOUTS = ("contiguous", "channels_last", "offset", "channels_last_offset")
 
 
+# Data that ruins careless arithmetic. Mean 1e4 with deviation 1 is left to the wide types, and
+# 6e4 +- 100 to float16: in the others such data is (nearly) constant.
+HARD_KINDS = [
+    ("far", torch.float64),
+    ("far", torch.float32),
+    ("top", torch.float16),
+    *((kind, dtype) for kind in ("constant", "outlier") for dtype in DTYPES),
+]
+
+
 @dataclass(frozen=True)
 class Case:
     """An input: see :func:`make`."""
@@ -160,41 +172,45 @@ class Tensors:
         return replace(self, x=x, weight=weight, bias=bias)
 
 
-def small_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> list[Case]:
-    """Every shape in every layout and dtype."""
-    return [
-        Case(name, shape, layout, dtype)
-        for name, shape in {**SHAPES, **SHARED}.items()
-        for layout in (MATRIX_LAYOUTS if len(shape) == 2 else LAYOUTS)
-        for dtype in dtypes
-    ]
+def lies(name: str, layout: str) -> bool:
+    """Whether the shape of that name has the layout."""
+    return len({**SHAPES, **SHARED}[name]) > 2 or layout in MATRIX_LAYOUTS
+
+
+def small_cases(dtypes: Iterable[torch.dtype] = DTYPES) -> list[Any]:
+    """Pairs of a shape, which loops walk, a layout, which chooses them, and a dtype (see pairs)."""
+    shapes = {**SHAPES, **SHARED}
+    return pairs(
+        shapes,
+        LAYOUTS,
+        dtypes,
+        where=lambda name, layout, _: lies(name, layout),
+        of=lambda name, layout, dtype: Case(name, shapes[name], layout, dtype),
+    )
+
+
+def streamed_case(name: str, layout: str, dtype: torch.dtype) -> Case:
+    """The smallest batch that reaches 16 MiB, so in each dtype another one."""
+    batch, *rest = STREAMED[name, layout]
+    return Case(name, (-(-2 * batch // dtype.itemsize), *rest), layout, dtype)
 
 
 def streamed_cases() -> list[Case]:
-    """The smallest batch that reaches 16 MiB, so in each dtype another one."""
-    return [
-        Case(name, (-(-2 * batch // dtype.itemsize), *rest), layout, dtype)
-        for (name, layout), (batch, *rest) in STREAMED.items()
-        for dtype in DTYPES
-    ]
+    """Each in each dtype."""
+    return [streamed_case(*streamed, dtype) for streamed in STREAMED for dtype in DTYPES]
 
 
-def hard_cases() -> list[Case]:
-    """Data that ruins careless arithmetic, on each way through memory.
-
-    Mean 1e4 with deviation 1 is left to the wide types and 6e4 +- 100 to float16: in the others
-    such data is (nearly) constant.
-    """
-    names = ("matrix-65-channels", "image-tiles", "image-49")
+def hard_cases() -> list[Any]:
+    """Data that ruins careless arithmetic, in pairs with ways through memory and shapes on them."""
+    names = ("matrix-65-channels", "image-odd", "image-49")
     shapes = {**{name: SHAPES[name] for name in names}, **SHARED}
-    kinds = [("far", torch.float64), ("far", torch.float32), ("top", torch.float16)]
-    kinds += [(kind, dtype) for kind in ("constant", "outlier") for dtype in DTYPES]
-    return [
-        Case(name, shape, layout, dtype, kind)
-        for name, shape in shapes.items()
-        for layout in ("contiguous", "channels_last", "stepped")
-        for kind, dtype in kinds
-    ]
+    return pairs(
+        shapes,
+        ("contiguous", "channels_last", "stepped"),
+        HARD_KINDS,
+        where=lambda name, layout, _: lies(name, layout),
+        of=lambda name, layout, kind: Case(name, shapes[name], layout, kind[1], kind[0]),
+    )
 
 
 def _data(kind: str, shape: tuple[int, ...]) -> Tensor:
