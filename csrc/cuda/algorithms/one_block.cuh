@@ -29,7 +29,7 @@ one_block_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry
   }
   gpu::sync_block();
   apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+        ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records));
 }
 
 template <typename Mapping>

@@ -103,7 +103,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
       statistics.save(mapping.first_channel() + thread);
     }
     apply_split(mapping, geometry, pipeline,
-                ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+                ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records));
     phase ^= 1;
   }
   sync_before_exit(geometry);

@@ -5,7 +5,6 @@
 
 #include "cost.h"
 #include "mapping.h"
-#include "traffic.h"
 
 namespace fastbn::cuda {
 

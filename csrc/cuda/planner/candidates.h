@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 
+#include "request.h"
 #include "types.h"
 
 namespace fastbn::cuda {

@@ -14,7 +14,6 @@
 #include <algorithm>
 
 #include "mapping.h"
-#include "traffic.h"
 
 namespace fastbn::cuda {
 

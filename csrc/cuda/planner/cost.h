@@ -3,6 +3,7 @@
 // A model of how long a plan takes: to tell plans apart, not a promise.
 #pragma once
 
+#include "request.h"
 #include "types.h"
 
 namespace fastbn::cuda {

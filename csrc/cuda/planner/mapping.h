@@ -4,6 +4,7 @@
 // device.
 #pragma once
 
+#include "request.h"
 #include "types.h"
 
 namespace fastbn::cuda {

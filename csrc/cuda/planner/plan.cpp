@@ -8,7 +8,6 @@
 
 #include "candidates.h"
 #include "cost.h"
-#include "traffic.h"
 
 namespace fastbn::cuda {
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "request.h"
 #include "types.h"
 
 namespace fastbn::cuda {

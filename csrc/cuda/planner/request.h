@@ -1,13 +1,59 @@
 // SPDX-License-Identifier: BSD-3-Clause
+//
+// What the planner is asked: an operation, as far as plans depend on it, and the activations that
+// it moves. This is the one place that knows the latter; everything else that is said of bytes
+// (plans, their floor, predicted times) is derived from it.
 #pragma once
 
-#include "types.h"
+#include <cstdint>
+#include <tuple>
+
+#include "../../core/problem.h"
 
 namespace fastbn::cuda {
 
-// What the planner needs to know of an operation.
+enum class Operation : int8_t { kForward, kEval, kBackward };
+
+struct Request {
+  Operation operation = Operation::kForward;
+  Problem problem;
+  Steps steps = Steps::kAll;
+  bool aligned = true;  // all activations begin at multiples of kVectorBytes
+  // Forward: momentum is 1 / num_batches_tracked.
+  bool cumulative = false;
+  // Backward.
+  bool training = true;
+  bool want_dx = true;
+  bool want_dweight = true;
+  bool want_dbias = true;
+
+  // Requests with equal keys have equal plans.
+  auto key() const {
+    return std::make_tuple(operation, problem.dtype, problem.layout, problem.batch,
+                           problem.channels, problem.spatial, steps, aligned, cumulative, training,
+                           want_dx, want_dweight, want_dbias);
+  }
+};
+
+// The request for an operation.
 Request request(const TrainingForward& op);
 Request request(const EvalForward& op);
 Request request(const Backward& op);
+
+struct Traffic {
+  int reduce_reads = 0;  // activations that the first pass reads; 0 if there is no first pass
+  int apply_reads = 0;   // those of the second
+  int writes = 0;        // activations written, by either
+
+  bool has_both_passes() const { return reduce_reads > 0 && apply_reads > 0; }
+  int passes() const { return (reduce_reads > 0) + (apply_reads > 0); }
+  // Activations that are read at all, once or twice.
+  int inputs() const { return reduce_reads > apply_reads ? reduce_reads : apply_reads; }
+};
+
+Traffic traffic_of(const Request& request);
+
+// Bytes of one activation.
+int64_t tensor_bytes(const Problem& problem);
 
 }  // namespace fastbn::cuda

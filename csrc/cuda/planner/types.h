@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What the planner is asked, of which device, and what it answers.
+// The devices that the planner knows of, and the plans that it makes.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <string>
-#include <tuple>
 
-#include "../../core/problem.h"
 #include "../geometry.h"
 
 namespace fastbn::cuda {
@@ -39,29 +37,6 @@ struct Device {
   std::array<int, kClusterSizes> half_clusters = {};
 
   bool is_hopper_or_later() const { return major >= 9; }
-};
-
-enum class Operation : int8_t { kForward, kEval, kBackward };
-
-struct Request {
-  Operation operation = Operation::kForward;
-  Problem problem;
-  Steps steps = Steps::kAll;
-  bool aligned = true;  // all activations begin at multiples of kVectorBytes
-  // Forward: momentum is 1 / num_batches_tracked.
-  bool cumulative = false;
-  // Backward.
-  bool training = true;
-  bool want_dx = true;
-  bool want_dweight = true;
-  bool want_dbias = true;
-
-  // Requests with equal keys have equal plans.
-  auto key() const {
-    return std::make_tuple(operation, problem.dtype, problem.layout, problem.batch,
-                           problem.channels, problem.spatial, steps, aligned, cumulative, training,
-                           want_dx, want_dweight, want_dbias);
-  }
 };
 
 enum class Algorithm : int8_t {

@@ -8,17 +8,17 @@
 
 namespace fastbn::cuda {
 
-// Writes y.
-template <typename Mapping>
+// Writes y. Forward is TrainingForward or EvalForward.
+template <typename Mapping, typename Forward>
 class ApplyForward {
  public:
   using acc_t = typename Mapping::acc_t;
   static constexpr int kLanes = Mapping::kLanes;
   static constexpr int kTensors = 1;
 
-  FASTBN_DEVICE ApplyForward(const Mapping& mapping, const InputActivation& x,
-                             const OutputActivation& y, const ChannelRecords<acc_t>& records)
-      : x_(x), y_(y) {
+  FASTBN_DEVICE ApplyForward(const Mapping& mapping, const Forward& op,
+                             const ChannelRecords<acc_t>& records)
+      : op_(op) {
     load_lanes(mapping, records.array(&Affine<acc_t>::mean), mean_);
     load_lanes(mapping, records.array(&Affine<acc_t>::scale), scale_);
     load_lanes(mapping, records.array(&Affine<acc_t>::shift), shift_);
@@ -27,18 +27,17 @@ class ApplyForward {
   template <typename Tile>
   FASTBN_DEVICE void operator()(const Tile& tile) const {
     acc_t values[Tile::kValues];
-    tile.template load<gpu::CacheHint::kStream>(x_, values);
+    tile.template load<gpu::CacheHint::kStream>(op_.x, values);
 #pragma unroll
     for (int i = 0; i < Tile::kValues; ++i) {
       const int lane = i % kLanes;
       values[i] = (values[i] - mean_[lane]) * scale_[lane] + shift_[lane];
     }
-    tile.store(y_, values);
+    tile.store(op_.y, values);
   }
 
  private:
-  const InputActivation& x_;
-  const OutputActivation& y_;
+  const Forward& op_;
   acc_t mean_[kLanes], scale_[kLanes], shift_[kLanes];
 };
 

@@ -79,7 +79,7 @@ FASTBN_DEVICE void apply_forward(const Mapping& mapping, const Geometry& geometr
   const Shared<typename Mapping::acc_t> shared(geometry);
   put_records(mapping, shared, record_of);
   apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping>(mapping, op.x, op.y, shared.records));
+        ApplyForward<Mapping, Forward>(mapping, op, shared.records));
 }
 
 // Applies record_of(channel), a GradAffine, to a split: dx.
