@@ -109,7 +109,12 @@ def _compare_throughput(device: str, picture: Path) -> list[str]:
     quiet = report.disturbance(watch.per_second())
     if not wrong:
         found = coldest(groups(rows))
-        found.sort(key=lambda group: (group.subject.measured != FORWARD.name, group.subject.layout))
+        found.sort(
+            key=lambda group: (
+                group.subject.measured != FORWARD.name,
+                group.subject.layout != "contiguous",
+            )
+        )
         print(f"\n{report.kernel_table(found)}\n\n{report.LEGEND}\n{legend}\n{quiet}")
         title = f"Batches of {batch} in {cases[0].dtype_name} on {name_of(environment(device))}"
         plots.plot_layers(found, title, picture)
