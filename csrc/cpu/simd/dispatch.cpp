@@ -6,6 +6,10 @@
 #include <cstring>
 #include <iterator>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "loops.h"
 
 namespace fastbn::cpu {
@@ -33,11 +37,19 @@ struct Capability {
   bool available;
 };
 
+#if defined(__x86_64__)
+// Without __builtin_cpu_supports("f16c"): clang 14 does not know that name.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 // The widest that the processor has and FASTBN_CPU_CAPABILITY, if it names one, does not exceed.
 Capability choose() {
 #if defined(__x86_64__)
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
