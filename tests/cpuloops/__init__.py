@@ -1,0 +1,1 @@
+"""A C++ test of the CPU loops, which needs neither torch nor Python to run."""
