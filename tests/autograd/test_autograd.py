@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-IMAGE = Case("image-tiles", SHAPES["image-tiles"], "contiguous", torch.float32)
+IMAGE = Case("image-odd", SHAPES["image-odd"], "contiguous", torch.float32)
 
 
 # Numerical differentiation of everything PyTorch can ask for: backward, backward of a batch of

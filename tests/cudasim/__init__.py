@@ -20,7 +20,16 @@ from . import build
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Report", "Scale", "backward", "forward"]
+__all__ = [
+    "Report",
+    "Scale",
+    "backward",
+    "backward_elemt",
+    "backward_reduce",
+    "elemt",
+    "forward",
+    "stats",
+]
 
 
 @dataclass(frozen=True)
@@ -168,3 +177,34 @@ def backward(
     """
     arguments = (dy, x, weight, mean, invstd, training, *want)
     return _run("batch_norm_backward", arguments, device, scale, algorithm, seed)
+
+
+# The steps apart, by the signatures of ``fastbn.ops``. They leave the planner no choice.
+
+
+def stats(
+    x: Tensor, additive: bool, *, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
+) -> tuple[Tensor, Report]:
+    """The row of x; for the options see :func:`forward`."""
+    return _run("batch_norm_stats", (x, additive), device, scale, "auto", seed)
+
+
+def elemt(
+    *arguments: Any, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Report]:
+    """(y, mean, invstd, count) by rows; see :func:`stats`."""
+    return _run("batch_norm_elemt", arguments, device, scale, "auto", seed)
+
+
+def backward_reduce(
+    *arguments: Any, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
+) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
+    """(row, dweight, dbias); see :func:`stats`."""
+    return _run("batch_norm_backward_reduce", arguments, device, scale, "auto", seed)
+
+
+def backward_elemt(
+    *arguments: Any, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
+) -> tuple[Tensor, Report]:
+    """Dx by rows; see :func:`stats`."""
+    return _run("batch_norm_backward_elemt", arguments, device, scale, "auto", seed)

@@ -100,13 +100,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def outcome_of(arguments: list[str] | None = None) -> dict[str, Any]:
+    """What is printed for arguments of the command line; `failures` are those of kernels, too."""
+    try:
+        return run(_parser().parse_args(arguments))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return {"failures": [str(error)], "schedules_differ": 0}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        outcome = run(options)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        outcome = {"failures": [str(error)]}
+    outcome = outcome_of(arguments)
     if options.json:
         print(json.dumps(outcome))
     else:

@@ -6,19 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests import cudasim
 from tests.cudasim import build
+from tests.cudasim.__main__ import outcome_of
 from tests.cudasim.verify import Verdict, verify_backward, verify_forward
 from tests.support import tables
+from tests.support.pairs import EXHAUSTIVE, pairs
 from tests.support.tolerances import CONDITION
 
-PERSISTENT = "test_cudasim_on_chip.py"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 SCHEDULES = range(2)
 # Elements of a channel up to which a block of its own is ever given to it.
 ONE_BLOCK = 32 << 10
@@ -29,15 +35,22 @@ def assert_right(verdict: Verdict) -> None:
     assert verdict.schedules_differ == 0
 
 
+def named(value: object) -> str:
+    """In a test's name."""
+    return getattr(value, "__name__", str(value))
+
+
 def sizes(case: tables.Case) -> tuple[int, int]:
     """Elements of a tensor and of a channel."""
     numel = torch.Size(case.shape).numel()
     return numel, numel // case.shape[1]
 
 
+# Pairs of a shape and a layout, which choose how threads are laid over memory, and a dtype, which
+# decides how wide vectors are.
 @pytest.mark.parametrize("case", tables.small_cases() + tables.hard_cases(), ids=str)
 def test_results(case: tables.Case) -> None:
-    """Every algorithm, training and evaluation, forward and backward, under two schedules."""
+    """Every algorithm, training and eval, forward and backward, under two schedules."""
     tensors = tables.make(case)
     condition = CONDITION.get((case.data, case.dtype), 1.0)
     for operation in (verify_forward, verify_backward):
@@ -52,13 +65,20 @@ def test_results(case: tables.Case) -> None:
             assert len(verdict.report.launches) == 1
 
 
-@pytest.mark.parametrize("device", ["t4", "a100", "h200", "rtx5090", "b200"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
-def test_devices(device: str, layout: str) -> None:
-    """Their numbers of multiprocessors cut the same tensor into other parts."""
-    case = tables.Case("parts", (16, 24, 56, 56), layout, torch.bfloat16)
-    for operation in (verify_forward, verify_backward):
-        assert_right(operation(tables.make(case), device=device, algorithm="two_pass"))
+@pytest.mark.parametrize(
+    ("device", "layout", "operation"),
+    pairs(
+        ("t4", "a100", "h200", "rtx5090", "b200"),
+        # Each has splits of its own: of segments, of rows, of elements.
+        ("contiguous", "channels_last", "offset"),
+        (verify_forward, verify_backward),
+    ),
+    ids=named,
+)
+def test_devices(device: str, layout: str, operation: Callable[..., Verdict]) -> None:
+    """Their numbers of multiprocessors cut the same tensor into other splits."""
+    case = tables.Case("splits", (16, 24, 56, 56), layout, torch.bfloat16)
+    assert_right(operation(tables.make(case), device=device, algorithm="two_pass"))
 
 
 MIXES = [
@@ -138,21 +158,16 @@ def test_strided_vectors() -> None:
 
 # Passes over memory: tensors read and written, each once.
 PASSES = {"forward": (2, 1), "backward": (4, 1), "eval": (1, 1)}
-REQUIRED = [
-    *(
-        (op, "16,64,28,28", "bfloat16", lay)
-        for op in PASSES
-        for lay in ("contiguous", "channels_last")
-    ),
-    *((op, "8,3,7,5", "float32", "contiguous") for op in PASSES),
-    *((op, "64,100", "float16", "contiguous") for op in PASSES),
-    *((op, "2,65,4,6,5", "bfloat16", "channels_last") for op in PASSES),
-    *((op, "1,1,1,2", "float64", "contiguous") for op in PASSES),
-    *(
-        (op, "4,32,57,57", "bfloat16", lay)
-        for op in PASSES
-        for lay in ("contiguous", "channels_last")
-    ),
+# Large tensors of each layout; sizes that leave remainders of vectors, or fill none; few values.
+TENSORS = [
+    ("16,64,28,28", "bfloat16", "contiguous"),
+    ("16,64,28,28", "bfloat16", "channels_last"),
+    ("8,3,7,5", "float32", "contiguous"),
+    ("64,100", "float16", "contiguous"),
+    ("2,65,4,6,5", "bfloat16", "channels_last"),
+    ("1,1,1,2", "float64", "contiguous"),
+    ("4,32,57,57", "bfloat16", "contiguous"),
+    ("4,32,57,57", "bfloat16", "channels_last"),
 ]
 
 
@@ -166,29 +181,38 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("op", "shape", "dtype", "layout"), REQUIRED)
-@pytest.mark.parametrize("algorithm", ["auto", "two_pass"])
-def test_traffic(op: str, shape: str, dtype: str, layout: str, algorithm: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "tensor", "algorithm"), pairs(PASSES, TENSORS, ("auto", "two_pass")), ids=str
+)
+def test_traffic(op: str, tensor: tuple[str, str, str], algorithm: str) -> None:
     """Activations to the byte; with everything else within 2% where there is anything to read."""
-    options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
-    done = command_line(*options, "--algorithm", algorithm, "--device", "h200")
-    outcome = json.loads(done.stdout)
-    assert done.returncode == 0, outcome["failures"]
+    shape, dtype, layout = tensor
+    options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout, "--seeds", "2"]
+    outcome = outcome_of([*options, "--algorithm", algorithm, "--device", "h200"])
+    assert not outcome["failures"]
     assert outcome["schedules_differ"] == 0
     assert outcome["launches"] <= PASSES[op][0] // 2 + 1
     itemsize = getattr(torch, dtype).itemsize
     elements = torch.Size(outcome["shape"]).numel()
     reads, writes = PASSES[op]
     # Each channel's first element is read once more per block, to count means from.
-    extra = sum(outcome["persistent_grid"]) * outcome["shape"][1] * itemsize / elements
+    extra = sum(outcome["grid"]) * outcome["shape"][1] * itemsize / elements
     read = outcome["activation_read_bytes_per_element"]
-    # What stays on chip is read once.
+    # What stays in shared memory is read once.
     least = reads if outcome["algorithm"] in ("two_pass", "one_block", "elementwise") else reads / 2
     assert least * itemsize <= read <= reads * itemsize + (extra if op == "forward" else 0)
     assert outcome["activation_write_bytes_per_element"] == writes * itemsize
     if elements * itemsize > 1 << 20 and algorithm == "two_pass":
         assert outcome["read_bytes_per_element"] <= 1.02 * reads * itemsize
         assert outcome["write_bytes_per_element"] <= 1.02 * writes * itemsize
+
+
+def test_command_line() -> None:
+    done = command_line("--shape", "8,3,7,5", "--dtype", "float32", "--seeds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["failures"] == []
+    assert outcome["activation_write_bytes_per_element"] == 4
 
 
 def test_command_line_says_why_it_fails() -> None:
@@ -226,7 +250,7 @@ def compile_selftest(sanitize: bool, folder: Path) -> list[str]:
     return ["g++", "-O1", "-rdynamic", f"-I{here}", *flags, *map(str, sources), *output]
 
 
-@pytest.mark.parametrize("sanitize", [False, True])
+@pytest.mark.parametrize("sanitize", [False, pytest.param(True, marks=EXHAUSTIVE)])
 def test_simulator_tests_itself(sanitize: bool, tmp_path: Path) -> None:
     subprocess.run(compile_selftest(sanitize, tmp_path), check=True)
     done = subprocess.run([tmp_path / "selftest"], capture_output=True, text=True)
@@ -325,12 +349,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults(fault: str, tmp_path: Path) -> None:
-    """Mistakes in the very kernels, made on purpose."""
-    file, right, wrong, options, said = FAULTS[fault]
-    cudasim.forward(torch.randn(4, 4))  # the right kernels are compiled
-    library = build.plant(file, right, wrong, tmp_path / "tree")
+def meet(fault: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Compiles faulty kernels and calls them, in a process of their own."""
+    file, right, wrong, options, _ = FAULTS[fault]
+    library = build.plant(file, right, wrong, folder)
     script = (
         "import sys, torch\n"
         "from tests import cudasim\n"
@@ -338,13 +360,38 @@ def test_planted_faults(fault: str, tmp_path: Path) -> None:
         "from tests.cudasim.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", script, *options, "--dtype", "float16", "--json"],
         cwd=build.ROOT,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture(scope="module")
+def met(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """What came of each fault that is going to be asked for; two at a time."""
+    cudasim.forward(torch.randn(4, 4))  # the right kernels are compiled
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = dict.fromkeys(
+        call.params["fault"] for call in calls if call and "fault" in call.params
+    )
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            fault: pool.submit(meet, fault, tmp_path_factory.mktemp(fault) / "tree")
+            for fault in wanted
+        }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults(
+    fault: str, met: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    """Mistakes in the very kernels, made on purpose."""
+    done, said = met[fault].result(), FAULTS[fault][-1]
     assert done.returncode == 1, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     if said is None:
@@ -353,6 +400,7 @@ def test_planted_faults(fault: str, tmp_path: Path) -> None:
         assert said in outcome["failures"][0]
 
 
+@EXHAUSTIVE
 def test_sanitizers() -> None:
     """Kernels of every mapping under the address and undefined-behavior sanitizers."""
     runtimes = [

@@ -1,12 +1,12 @@
 """Kernels that keep tensors in shared memory, on the simulated GPU.
 
 On a device with few multiprocessors and little shared memory small tensors do what large ones do on
-a whole one: several slabs to a team, stages that go round the ring, items that find no room.
+a whole one: several channel tiles to a CTA group, stages that are used again, vectors that find no
+room in shared memory.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -14,9 +14,11 @@ import torch
 
 from tests import cudasim
 from tests.cudasim import Scale
+from tests.cudasim.__main__ import outcome_of
 from tests.cudasim.verify import Verdict, verify_backward, verify_forward
-from tests.gpu.test_cudasim import assert_right, command_line
+from tests.gpu.test_cudasim import assert_right
 from tests.support import tables
+from tests.support.pairs import pairs
 from tests.support.tolerances import CONDITION
 
 ALGORITHMS = ("persistent_block", "persistent_cluster", "persistent_grid")
@@ -27,16 +29,16 @@ OPERATIONS = {"forward": verify_forward, "backward": verify_backward}
 # By the mapping that they are for.
 INPUTS = {
     "contiguous": ((6, 40, 16, 24), "contiguous"),
-    "segments, one window": ((40, 24, 8), "contiguous"),
-    "small segments": ((8, 64, 7, 7), "contiguous"),
-    "small segments, last slab narrow": ((6, 36, 14, 14), "contiguous"),
+    "contiguous, one vector": ((40, 24, 8), "contiguous"),
+    "small channels": ((8, 64, 7, 7), "contiguous"),
+    "small channels, last tile narrow": ((6, 36, 14, 14), "contiguous"),
     "channels last": ((6, 72, 9, 9), "channels_last"),
     "channels last, 3-D": ((2, 64, 5, 6, 7), "channels_last"),
     "folded": ((4, 5, 16, 16), "channels_last"),
     "matrix": ((300, 264), "contiguous"),
-    # The last slab has 12 of 16 channels, or 24 of 32: no whole rows of a warp.
-    "channels last, last slab narrow": ((4, 44, 7, 7), "channels_last"),
-    "channels last, last slab narrower": ((4, 56, 7, 7), "channels_last"),
+    # The last channel tile has 12 of 16 channels, or 24 of 32: no whole rows of a warp.
+    "channels last, last tile narrow": ((4, 44, 7, 7), "channels_last"),
+    "channels last, last tile narrower": ((4, 56, 7, 7), "channels_last"),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,14 +46,20 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def run(
     op: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, **options: Any
 ) -> Verdict:
-    case = tables.Case("on chip", shape, layout, dtype)
+    case = tables.Case("persistent", shape, layout, dtype)
     return OPERATIONS[op](tables.make(case), **{"scale": SMALL, "seeds": SCHEDULES, **options})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize(
+    ("op", "algorithm", "name", "dtype"),
+    pairs(
+        OPERATIONS,  # which read one tensor or two
+        ALGORITHMS,  # which let blocks talk each in its own way
+        INPUTS,
+        DTYPES,  # which decide how many elements a vector has
+    ),
+    ids=str,
+)
 def test_results(op: str, algorithm: str, name: str, dtype: torch.dtype) -> None:
     shape, layout = INPUTS[name]
     verdict = run(op, shape, layout, dtype, algorithm=algorithm)
@@ -59,22 +67,20 @@ def test_results(op: str, algorithm: str, name: str, dtype: torch.dtype) -> None
     report = verdict.report
     assert report.algorithm == algorithm
     (launch,) = report.launches
-    assert (launch["persistent_cluster"] > 1) == (algorithm == "persistent_cluster")
+    assert (launch["cluster"] > 1) == (algorithm == "persistent_cluster")
     assert launch["cooperative"] == (algorithm == "persistent_grid")
     assert set(report.activations["stores"]) == {"16"}
 
 
-@pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])
-@pytest.mark.parametrize("name", INPUTS)
-def test_resident_without_a_copy_engine(name: str, device: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "device", "name"), pairs(OPERATIONS, ("t4", "a100", "rtx4090"), INPUTS), ids=str
+)
+def test_persistent_block_without_a_copy_engine(op: str, device: str, name: str) -> None:
     """Threads copy vector by vector."""
     shape, layout = INPUTS[name]
-    for op in OPERATIONS:
-        verdict = run(
-            op, shape, layout, torch.bfloat16, algorithm="persistent_block", device=device
-        )
-        assert_right(verdict)
-        assert verdict.report.activations["bulk_copies"] == 0
+    verdict = run(op, shape, layout, torch.bfloat16, algorithm="persistent_block", device=device)
+    assert_right(verdict)
+    assert verdict.report.activations["bulk_copies"] == 0
 
 
 # Of a device, multiprocessors and kilobytes of shared memory; and a tensor.
@@ -96,18 +102,16 @@ def test_sizes_of_clusters() -> None:
                 op, shape, layout, torch.bfloat16, algorithm="persistent_cluster", scale=scale
             )
             assert_right(verdict)
-            sizes.add(verdict.report.launches[0]["persistent_cluster"])
+            sizes.add(verdict.report.launches[0]["cluster"])
     assert sizes == {2, 4, 8, 16}
 
 
-HARD = sorted({(case.data, case.dtype) for case in tables.hard_cases()}, key=str)
-
-
-@pytest.mark.parametrize(("data", "dtype"), HARD, ids=str)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("op", OPERATIONS)
-def test_hard_numbers(op: str, algorithm: str, data: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("op", "algorithm", "kind"), pairs(OPERATIONS, ALGORITHMS, tables.HARD_KINDS), ids=str
+)
+def test_hard_numbers(op: str, algorithm: str, kind: tuple[str, torch.dtype]) -> None:
     """Data that ruins careless arithmetic."""
+    data, dtype = kind
     case = tables.Case("hard", (6, 40, 16, 24), "contiguous", dtype, data)
     condition = CONDITION.get((data, dtype), 1.0)
     options = {"scale": SMALL, "seeds": SCHEDULES, "condition": condition}
@@ -134,9 +138,9 @@ def test_not_a_number_stays_in_its_channel(algorithm: str) -> None:
         assert bool(per_channel[1][7].isnan().all())
 
 
-# --- Items that find no room ----------------------------------------------------------------------
+# --- Vectors that find no room --------------------------------------------------------------------
 
-# Ever more of them: a slab is as large as all shared memory, or up to four times that.
+# Ever more of them: a split is as large as all shared memory, or up to four times that.
 LARGE = {
     "contiguous": [(96, 16, 64, 64), (160, 8, 64, 64)],
     "channels_last": [(12, 64, 32, 32), (16, 64, 32, 32)],
@@ -162,8 +166,8 @@ def test_what_does_not_fit_is_read_twice(op: str, layout: str, dtype: torch.dtyp
 
 # --- Traffic --------------------------------------------------------------------------------------
 
-# Tensors of 1.6 MB or more in bfloat16, whose slabs fit.
-RESIDENT = [
+# Tensors of 1.6 MB or more in bfloat16, whose splits fit.
+FITTING = [
     ("persistent_block", "contiguous", "32,128,28,28"),
     ("persistent_block", "channels_last", "8,512,14,14"),
     ("persistent_cluster", "contiguous", "16,64,56,56"),
@@ -175,16 +179,16 @@ RESIDENT = [
 FEW = ["--multiprocessors", "16"]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize(("algorithm", "layout", "shape"), RESIDENT)
-@pytest.mark.parametrize("op", OPERATIONS)
-def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "input_", "dtype"), pairs(OPERATIONS, FITTING, ("bfloat16", "float32")), ids=str
+)
+def test_traffic(op: str, input_: tuple[str, str, str], dtype: str) -> None:
     """Each input read once and each output written once, everything else within 2%."""
+    algorithm, layout, shape = input_
     options = ["--op", op, "--shape", shape, "--dtype", dtype, "--layout", layout]
     options += FEW if algorithm == "persistent_grid" else []
-    done = command_line(*options, "--algorithm", algorithm, "--seeds", "8")
-    outcome = json.loads(done.stdout)
-    assert done.returncode == 0, outcome["failures"]
+    outcome = outcome_of([*options, "--algorithm", algorithm, "--seeds", "2"])
+    assert not outcome["failures"]
     assert outcome["schedules_differ"] == 0
     assert outcome["algorithm"] == algorithm
     assert outcome["launches"] == 1
@@ -202,7 +206,7 @@ def test_traffic(op: str, algorithm: str, layout: str, shape: str, dtype: str) -
         ((8, 64, 28, 28), "contiguous", True),
         ((8, 64, 14, 14), "contiguous", True),
         ((8, 64, 28, 28), "channels_last", False),
-        # All channels in one slab, whose rows lie one after another.
+        # All channels in one tile, whose rows lie one after another.
         ((4, 32, 16, 16), "channels_last", True),
         ((4, 5, 16, 16), "channels_last", True),
     ],
@@ -230,13 +234,20 @@ AUTO = [
 ]
 
 
-@pytest.mark.parametrize("device", ["h200", "rtx5090", "b200"])
-@pytest.mark.parametrize(("shape", "layout", "dtype"), AUTO, ids=str)
+@pytest.mark.parametrize(
+    ("op", "algorithm", "input_", "device"),
+    pairs(
+        OPERATIONS,
+        ("auto", "persistent_cluster", "persistent_grid"),
+        AUTO,
+        # Their sizes of clusters and of shared memory cut tensors in other ways.
+        ("h200", "rtx5090", "b200"),
+    ),
+    ids=str,
+)
 def test_odd_numbers_of_channels(
-    shape: tuple[int, ...], layout: str, dtype: torch.dtype, device: str
+    op: str, algorithm: str, input_: tuple[tuple[int, ...], str, torch.dtype], device: str
 ) -> None:
     """On whole devices, as the planner would have it."""
-    for op in OPERATIONS:
-        for algorithm in ("auto", "persistent_cluster", "persistent_grid"):
-            options = {"scale": Scale(), "device": device, "algorithm": algorithm}
-            assert_right(run(op, shape, layout, dtype, **options))
+    options = {"scale": Scale(), "device": device, "algorithm": algorithm, "seeds": range(2)}
+    assert_right(run(op, *input_, **options))

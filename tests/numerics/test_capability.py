@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.support import pairs
 
 from fastbn._backend import cpu_capability
+from tests.support import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

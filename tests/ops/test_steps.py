@@ -1,4 +1,4 @@
-"""The steps of batch norm apart: processes that exchange rows normalize as if they had one batch."""
+"""The steps of batch norm apart: processes that exchange rows normalize as with one batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+from fastbn import ops
 from tests.support.pairs import pairs
 from tests.support.step_checks import (
     COUNTED,
@@ -15,11 +17,10 @@ from tests.support.step_checks import (
     check,
     exchange,
     forward,
+    parts_of,
 )
 from tests.support.tables import DTYPES, Case, make
 from tests.support.tolerances import AGAINST_STOCK_FLOAT64, accumulate_dtype
-
-from fastbn import ops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,13 +48,6 @@ CUTS = {
 MOMENTA = (0.1, None, 1.0)
 
 
-def sizes(batch: int, cut: str) -> list[int]:
-    """Of the parts, which add up to the batch."""
-    tenths = CUTS[cut]
-    borders = [batch * sum(tenths[:i]) // 10 for i in range(len(tenths) + 1)]
-    return [end - begin for begin, end in zip(borders, borders[1:], strict=False)]
-
-
 @pytest.mark.parametrize(
     ("shape", "layout", "dtype", "cut", "additive", "momentum"),
     pairs(
@@ -77,7 +71,7 @@ def test_parts_make_one_batch(
     device: str,
 ) -> None:
     tensors = make(Case(shape, SHAPES[shape], layout, dtype), device)
-    parts = sizes(SHAPES[shape][0], cut)
+    parts = parts_of(SHAPES[shape][0], CUTS[cut])
     check(OPERATORS, tensors, parts, additive=additive, momentum=momentum)
 
 

@@ -89,8 +89,9 @@ def fingerprint() -> str:
     home = cuda_toolkit.find()
     version = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, check=True)
     digest = hashlib.sha256(version.stdout)
-    files = [path for path in KERNELS.parent.rglob("*") if path.suffix in {".h", ".cu", ".cuh"}]
-    for path in sorted(path for path in files if path.parent.name != "cpu"):
+    folders = (KERNELS, KERNELS.parent / "core")
+    files = [path for folder in folders for path in folder.rglob("*")]
+    for path in sorted(path for path in files if path.suffix in {".h", ".cu", ".cuh"}):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +54,12 @@ class Forward:
     running_mean: Tensor
     running_var: Tensor
     batches: int
+
+
+def parts_of(batch: int, shares: Sequence[int]) -> list[int]:
+    """Sizes of parts, about in proportion to their shares, which add up to the batch."""
+    borders = [batch * reached // sum(shares) for reached in accumulate(shares, initial=0)]
+    return [end - begin for begin, end in pairwise(borders)]
 
 
 def exchange(rows: Sequence[Tensor], additive: bool) -> Tensor:

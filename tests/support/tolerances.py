@@ -97,13 +97,34 @@ def assert_near(actual: Tensor, expected: Expected, quantity: str, condition: fl
     allowed = allowed + arithmetic_error(dtype, expected, quantity, condition)
     wrong = ~(error <= allowed)  # so that NaN counts as wrong
     if wrong.any():
-        worst = (error / allowed).nan_to_num(torch.inf).argmax()
+        allowed = allowed.expand_as(error)
+        # Where nothing is allowed, an error of zero is none.
+        excess = torch.where(wrong, error / allowed, 0).nan_to_num(torch.inf)
+        worst = tuple(int(i) for i in torch.unravel_index(excess.argmax(), error.shape))
         raise AssertionError(
-            f"{quantity}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, "
-            f"number {int(worst)}, is {actual.flatten()[worst]} instead of "
-            f"{expected.value.flatten()[worst]}: an error of {error.flatten()[worst]:.3g} where "
-            f"{allowed.expand_as(error).flatten()[worst]:.3g} is allowed"
+            f"{quantity}: {int(wrong.sum())} of {wrong.numel()} elements are off, in "
+            f"{_channels(wrong)}; the worst, at {_place(worst)}, is {actual[worst].item()} instead "
+            f"of {expected.value[worst].item()}: an error of {error[worst].item():.3g} where "
+            f"{allowed[worst].item():.3g} is allowed"
         )
+
+
+def _place(index: tuple[int, ...]) -> str:
+    """An element of an activation, or of a vector, by its coordinates."""
+    if len(index) == 1:
+        return f"c={index[0]}"
+    batch, channel, *position = index
+    at = f", position={position}" if position else ""
+    return f"n={batch}, c={channel}{at}"
+
+
+def _channels(wrong: Tensor, most: int = 12) -> str:
+    """Those with wrong elements, and with how many."""
+    per_channel = wrong.sum([0, *range(2, wrong.dim())]) if wrong.dim() > 1 else wrong.long()
+    channels = per_channel.nonzero().flatten().tolist()
+    listed = [f"{c} ({int(per_channel[c])})" for c in channels[:most]]
+    more = f", and {len(channels) - most} more" if len(channels) > most else ""
+    return f"{len(channels)} of {len(per_channel)} channels: {', '.join(listed)}{more}"
 
 
 def assert_no_worse(ours: Tensor, stock: Tensor, expected: Expected, quantity: str) -> None:
