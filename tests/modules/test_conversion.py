@@ -228,3 +228,31 @@ def test_reverted_16_bit_module_computes(dtype: torch.dtype, device: str) -> Non
     assert module.running_mean.dtype == dtype
     resolution = torch.finfo(dtype).eps
     torch.testing.assert_close(module(x), expected, rtol=4 * resolution, atol=4 * resolution)
+
+
+MOVES = {
+    "to the same": lambda module: module.to(torch.bfloat16),
+    "cpu": lambda module: module.cpu(),
+    "half": lambda module: module.half(),
+    "float": lambda module: module.float(),
+    "to a memory format": lambda module: module.to(memory_format=torch.channels_last),
+    "there and back": lambda module: module.half().float().bfloat16(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("converted_first", [True, False])
+def test_running_statistics_survive_moves_in_float32(
+    converted_first: bool, move: str, device: str
+) -> None:
+    """To the last bit, which 16-bit types do not hold."""
+    stock = nn.BatchNorm2d(3)
+    module = fastbn.convert(stock).bfloat16() if converted_first else stock.bfloat16()
+    module = fastbn.convert(module).to(device)
+    exact = torch.tensor([1 + 2**-20, -3 - 2**-19, 1e-9], device=device)
+    module.running_mean.copy_(exact), module.running_var.copy_(exact.abs())
+    moved = MOVES[move](module)
+    for name, expected in (("running_mean", exact), ("running_var", exact.abs())):
+        statistic = getattr(moved, name)
+        assert statistic.dtype == torch.float32
+        assert torch.equal(statistic.to(device), expected)
