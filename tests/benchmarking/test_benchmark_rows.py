@@ -50,13 +50,13 @@ def test_a_network_has_its_layers_so_often() -> None:
     # Who does not do all layers has no total.
     assert total.seconds == {"fastbn": 23.0, "stock": 166.0}
     assert total.mean("stock") == pytest.approx(4)
-    assert total.least("stock") == pytest.approx(2)
+    assert total.slowest("stock") == pytest.approx(2)
 
 
 def results() -> Results:
     cold, warm = (subject(cache=cache, bytes=1000) for cache in ("cold", "warm"))
     rows = [
-        row("fastbn", 2e-6, cold, "grid columns 132x256"),
+        row("fastbn", 2e-6, cold, "persistent_grid matrix_columns 132x256"),
         row("stock", 6e-6, cold, "cudnn"),
         row(COPY, 1.5e-6, cold),
         row("fastbn", 1e-6, warm),
@@ -91,12 +91,23 @@ def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
 
 def test_tables_show_the_cold_cache_and_the_warm_beside_it() -> None:
     text = report.kernels(results(), shape_sets(8))
-    line = next(line for line in text.splitlines() if line.startswith("forward") and "grid" in line)
+    line = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("forward") and "persistent_grid" in line
+    )
     cells = line.split()
     assert cells[5:8] == ["0.002000", "0.001800", "0.002200"]
     assert "75%" in cells
     assert "3.00x" in cells
-    assert cells[-6:] == ["0.001000", "cudnn", "cold", "grid", "matrix_columns", "132x256"]
+    assert cells[-6:] == [
+        "0.001000",
+        "cudnn",
+        "cold",
+        "persistent_grid",
+        "matrix_columns",
+        "132x256",
+    ]
     assert "PyTorch took its cudnn kernels" in text
 
 
@@ -132,14 +143,14 @@ SUBJECTS = [
 @pytest.mark.parametrize("seed", range(20))
 def test_runs_of_the_same_commit_pass(seed: int) -> None:
     """Whatever the machine did in between."""
-    comparison = compare.Comparison(made_up_run(2 * seed), made_up_run(2 * seed + 1))
+    comparison = compare.RunComparison(made_up_run(2 * seed), made_up_run(2 * seed + 1))
     assert not comparison.worse
     verdicts = [*comparison.computed, *comparison.shaped]
     assert [verdict.words for verdict in verdicts] == ["same"] * 8
     assert "Nothing has become slower or larger." in comparison.report()
 
 
-def slower(verdicts: list[compare.Verdict]) -> list[set[Subject]]:
+def slower(verdicts: list[compare.Judgment]) -> list[set[Subject]]:
     return [{c.subject for c in v.changes} for v in verdicts if v.words == "slower"]
 
 
@@ -147,11 +158,11 @@ def slower(verdicts: list[compare.Verdict]) -> list[set[Subject]]:
 def test_a_slowdown_by_a_fifth_is_found(seed: int) -> None:
     """Of one pass and dtype, with the machine's drift as large; and nothing else is blamed."""
     planted = {s: 1.2 for s in SUBJECTS if (s.measured, s.dtype) == ("backward", "float32")}
-    comparison = compare.Comparison(made_up_run(2 * seed), made_up_run(2 * seed + 1, planted))
+    comparison = compare.RunComparison(made_up_run(2 * seed), made_up_run(2 * seed + 1, planted))
     assert comparison.worse
     assert slower(comparison.computed) == [set(planted)]
     assert not slower([v for v in comparison.shaped if v.changes[0].subject.measured == "forward"])
-    back = compare.Comparison(made_up_run(2 * seed + 1, planted), made_up_run(2 * seed))
+    back = compare.RunComparison(made_up_run(2 * seed + 1, planted), made_up_run(2 * seed))
     assert not back.worse
     assert [verdict.words for verdict in back.computed].count("faster") == 1
 
@@ -159,20 +170,20 @@ def test_a_slowdown_by_a_fifth_is_found(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_slowdown_of_one_set_of_shapes_is_found(seed: int) -> None:
     planted = {s: 1.2 for s in SUBJECTS if (s.measured, s.shapes) == ("forward", "tall")}
-    comparison = compare.Comparison(made_up_run(2 * seed), made_up_run(2 * seed + 1, planted))
+    comparison = compare.RunComparison(made_up_run(2 * seed), made_up_run(2 * seed + 1, planted))
     assert slower(comparison.shaped) == [set(planted)]
     assert not slower(comparison.computed)
 
 
 def test_a_slow_row_stands_out() -> None:
     """It is shown, and does not fail: one row may be the machine's doing."""
-    comparison = compare.Comparison(made_up_run(0), made_up_run(1, {SUBJECTS[3]: 2.0}))
+    comparison = compare.RunComparison(made_up_run(0), made_up_run(1, {SUBJECTS[3]: 2.0}))
     assert not comparison.worse
     assert not slower(comparison.computed)
     assert not slower(comparison.shaped)
     (verdict,) = comparison.rows
     assert verdict.changes[0].subject == SUBJECTS[3]
-    assert "forward 8x4x2x2 float32 ncs" in comparison.report()
+    assert "forward 8x4x2x2 float32 contiguous" in comparison.report()
 
 
 def test_compiled_with_fastbn_is_no_other() -> None:
@@ -184,7 +195,7 @@ def test_compiled_with_fastbn_is_no_other() -> None:
         rows = [Row(step, name, Timing(s, s, s, 9)) for name, s in seconds.items()]
         return Results({}, rows)
 
-    comparison = compare.Comparison(run(1.0, 1.0), run(1.0, 1.5))
+    comparison = compare.RunComparison(run(1.0, 1.0), run(1.0, 1.5))
     words = {v.changes[0].provider: v.words for v in comparison.computed}
     assert words == {"fastbn": "same", "fastbn compiled": "slower"}
     (group,) = groups(run(1.0, 0.5).rows)
@@ -197,10 +208,12 @@ def test_growth_of_memory_is_found() -> None:
         Results({}, [Row(size, "fastbn", Timing(value, value, value, 1))])
         for value in (200.0, 201.0)
     )
-    comparison = compare.Comparison(before, after)
+    comparison = compare.RunComparison(before, after)
     assert comparison.worse
-    assert "saved 8x4x2x2 float32 ncs: memory grew from 200 to 201 bytes" in comparison.report()
-    assert not compare.Comparison(after, before).worse
+    assert (
+        "saved 8x4x2x2 float32 contiguous: memory grew from 200 to 201 bytes" in comparison.report()
+    )
+    assert not compare.RunComparison(after, before).worse
 
 
 def test_compare_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +247,7 @@ def test_readme_says_what_results_say() -> None:
 
 
 def test_readme_takes_figures_from_rows() -> None:
-    layers = [subject(measured, count=53) for measured in ("forward", "backward", "evaluation")]
+    layers = [subject(measured, count=53) for measured in ("forward", "backward", "eval")]
     seconds = {"fastbn": 0.001, "stock": 0.0025, "compiled": 0.0015}
     rows = [row(name, value, layer) for layer in layers for name, value in seconds.items()]
     where = {"gpu": "made up", "torch": "2", "date": "2020-02-02", "fastbn commit": "abcdef"}

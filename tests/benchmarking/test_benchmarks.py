@@ -21,12 +21,12 @@ pytest.importorskip("tabulate", reason="benchmarks need the extra [bench]")
 
 from benchmarks import __main__ as suite
 from benchmarks import algorithms, providers
-from benchmarks.cases import ENDINGS, FORWARD, PASSES, Case, Ending, layouts
+from benchmarks.cases import EPILOGUES, FORWARD, PASSES, BenchmarkCase, Epilogue, layouts
 from benchmarks.gpu_timing import input_sets
 from benchmarks.kernels import copy_of, measure_case
 from benchmarks.memory import measure_memory
 from benchmarks.overhead import measure_overhead
-from benchmarks.providers import PROVIDERS, Followed, Provider
+from benchmarks.providers import PROVIDERS, Provider, WithEpilogue
 from benchmarks.rows import COPY, groups, read
 from benchmarks.shapes import Shape, shape_sets
 from benchmarks.timing import Timing
@@ -52,28 +52,30 @@ SMALL = {
 }
 
 
-def small_cases(device: str = "cpu") -> list[Case]:
+def small_cases(device: str = "cpu") -> list[BenchmarkCase]:
     return [
-        Case(name, shape, dtype, layout, ending, device)
+        BenchmarkCase(name, shape, dtype, layout, epilogue, device)
         for name, shape in SMALL.items()
         for dtype in (torch.float32, torch.bfloat16)
         for layout in layouts(shape)
-        for ending in ENDINGS
+        for epilogue in EPILOGUES
     ]
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=str)
-def test_rows(case: Case, device: str) -> None:
+def test_rows(case: BenchmarkCase, device: str) -> None:
     """All passes of all providers that take a case, beside a copy of as many bytes."""
     case = replace(case, device=device)
-    rows, wrong = measure_case(case, {**BOTH, "stock nsc": PROVIDERS["stock nsc"]}, 0.001)
+    rows, wrong = measure_case(
+        case, {**BOTH, "stock channels_last": PROVIDERS["stock channels_last"]}, 0.001
+    )
     assert wrong == []
     found = groups(row for row in rows if row.subject.cache == "warm")
     other_layout = (
-        ["stock nsc"] if case.layout == "contiguous" and len(case.shape.sizes) > 3 else []
+        ["stock channels_last"] if case.layout == "contiguous" and len(case.shape.sizes) > 3 else []
     )
-    moved = 1 if case.ending == "add+relu" else 0
-    tensors = {"forward": 2 + moved, "backward": 3 + moved, "evaluation": 2 + moved}
+    moved = 1 if case.epilogue == "add+relu" else 0
+    tensors = {"forward": 2 + moved, "backward": 3 + moved, "eval": 2 + moved}
     assert [group.subject.measured for group in found] == list(tensors)
     for group, measured in zip(found, PASSES, strict=True):
         assert list(group.rows) == ["fastbn", "stock", *other_layout, COPY]
@@ -91,7 +93,7 @@ def test_rows(case: Case, device: str) -> None:
 @pytest.mark.parametrize("tensors", [2, 3, 4])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_copy_moves_as_many_bytes_as_the_pass(tensors: int, layout: str) -> None:
-    case = Case("image", Shape((4, 16, 9, 6)), torch.bfloat16, layout)
+    case = BenchmarkCase("image", Shape((4, 16, 9, 6)), torch.bfloat16, layout)
     inputs = case.inputs()
     parts: Any = copy_of(inputs, tensors)()
     assert 2 * sum(part.nbytes for part in parts) == tensors * case.tensor_bytes
@@ -102,11 +104,11 @@ def test_copy_moves_as_many_bytes_as_the_pass(tensors: int, layout: str) -> None
         assert part.data_ptr() != source.data_ptr()
 
 
-class Spoiled(Followed):
+class Spoiled(WithEpilogue):
     """A batch norm and what follows, with an error of a percent in one result."""
 
-    def __init__(self, case: Case, result: str) -> None:
-        super().__init__(fastbn.BatchNorm2d(case.channels), case.ending)
+    def __init__(self, case: BenchmarkCase, result: str) -> None:
+        super().__init__(fastbn.BatchNorm2d(case.channels), case.epilogue)
         self.result = result
         for name in ("weight", "bias"):
             if result == f"d{name}":
@@ -116,7 +118,7 @@ class Spoiled(Followed):
         if residual is not None:
             residual = Bent.apply(residual, False, self.result == "dresidual")
         y = super().forward(x, residual)
-        if self.result == "evaluation":
+        if self.result == "eval":
             return y if self.training else y * 1.01
         if self.training and self.result.startswith("running"):
             getattr(self.norm, self.result).mul_(1.01)
@@ -138,12 +140,14 @@ class Bent(torch.autograd.Function):
         return dy * 1.01 if ctx.bend else dy, None, None
 
 
-RESULTS = ["y", "dx", "dweight", "dbias", "running_mean", "running_var", "evaluation"]
+RESULTS = ["y", "dx", "dweight", "dbias", "running_mean", "running_var", "eval"]
 
 
-def spoiled_in(result: str, ending: Ending, device: str) -> str:
+def spoiled_in(result: str, epilogue: Epilogue, device: str) -> str:
     """The sentence about it, after seeing that the others were timed."""
-    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", ending, device)
+    case = BenchmarkCase(
+        "image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", epilogue, device
+    )
     spoiled = Provider(lambda case: Spoiled(case, result))
     rows, (sentence,) = measure_case(case, {**BOTH, "spoiled": spoiled}, 0.001)
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
@@ -152,10 +156,10 @@ def spoiled_in(result: str, ending: Ending, device: str) -> str:
     return sentence.removeprefix(beginning)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("result", RESULTS)
-def test_wrong_results_are_not_timed(result: str, ending: Ending, device: str) -> None:
-    assert spoiled_in(result, ending, device) == f"{result} is off by 1e-02 of its size"
+def test_wrong_results_are_not_timed(result: str, epilogue: Epilogue, device: str) -> None:
+    assert spoiled_in(result, epilogue, device) == f"{result} is off by 1e-02 of its size"
 
 
 def test_wrong_gradients_of_residuals_are_not_timed(device: str) -> None:
@@ -172,17 +176,17 @@ def test_results_of_another_kind_are_not_timed(device: str) -> None:
 
 
 def test_failing_providers_do_not_stop_the_others(device: str) -> None:
-    def fail(case: Case) -> nn.Module:
+    def fail(case: BenchmarkCase) -> nn.Module:
         raise RuntimeError("no kernel")
 
-    case = Case("image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", device=device)
+    case = BenchmarkCase("image", Shape((4, 3, 5, 5)), torch.float32, "contiguous", device=device)
     rows, wrong = measure_case(case, {**BOTH, "other": Provider(fail)}, 0.001)
-    assert wrong == ["other, 4x3x5x5 float32 ncs: no kernel"]
+    assert wrong == ["other, 4x3x5x5 float32 contiguous: no kernel"]
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
 
 
 def test_compiled_is_stock_compiled() -> None:
-    case = Case("image", Shape((4, 8, 6, 6)), torch.float32, "channels_last", "add+relu")
+    case = BenchmarkCase("image", Shape((4, 8, 6, 6)), torch.float32, "channels_last", "add+relu")
     module = PROVIDERS["compiled"].build(case)
     assert isinstance(module, torch._dynamo.OptimizedModule)
     assert type(module.norm) is nn.BatchNorm2d
@@ -267,19 +271,21 @@ def others_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("others_installed")
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_other_packages(ending: Ending, layout: str) -> None:
+def test_other_packages(epilogue: Epilogue, layout: str) -> None:
     """They take part where they are there, each in its own layout and memory."""
     found = providers.available(PROVIDERS)
     assert {"apex", "inplace_abn"} <= found.keys()
-    case = Case("image", Shape((4, 8, 6, 6)), torch.float16, layout, ending)
+    case = BenchmarkCase("image", Shape((4, 8, 6, 6)), torch.float16, layout, epilogue)
     # The stand-in does without a GPU.
     chosen = {**BOTH, "apex": replace(found["apex"], takes=lambda case: True)}
     chosen["inplace_abn"] = found["inplace_abn"]
     rows, wrong = measure_case(case, chosen, 0.001)
     assert wrong == []
-    expected = {"fastbn", "stock", "apex", COPY} | ({"inplace_abn"} if ending == "plain" else set())
+    expected = {"fastbn", "stock", "apex", COPY} | (
+        {"inplace_abn"} if epilogue == "plain" else set()
+    )
     assert {row.provider for row in rows} == expected
 
 
@@ -288,7 +294,9 @@ def test_overhead_and_memory_with_a_package_that_overwrites(device: str) -> None
     """What it saves is what it wrote over x: no tensor beyond that, and none for dx."""
     some = {**BOTH, "inplace_abn": PROVIDERS["inplace_abn"]}
     assert {row.provider for row in measure_overhead(some, 0.01)[0]} == set(BOTH)
-    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", device=device)
+    case = BenchmarkCase(
+        "image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", device=device
+    )
     found = {g.subject.measured: g for g in groups(measure_memory([case], some)[0])}
     saved = found["saved"].rows["inplace_abn"].value.median / case.tensor_bytes
     assert 1 <= saved < 1.1
@@ -300,7 +308,9 @@ def test_missing_packages_are_left_out() -> None:
 
 def test_apex_is_only_given_what_it_takes() -> None:
     takes = PROVIDERS["apex"].takes
-    case = Case("image", Shape((4, 8, 6, 6)), torch.float16, "channels_last", device="cuda")
+    case = BenchmarkCase(
+        "image", Shape((4, 8, 6, 6)), torch.float16, "channels_last", device="cuda"
+    )
     assert takes(case)
     assert not takes(replace(case, dtype=torch.bfloat16))
     assert not takes(replace(case, device="cpu"))
@@ -312,7 +322,7 @@ def test_overhead_has_the_passes(device: str) -> None:
     assert wrong == []
     assert [(row.subject.measured, row.provider) for row in rows] == [
         (call, provider)
-        for call in ("forward", "forward and backward", "evaluation")
+        for call in ("forward", "forward and backward", "eval")
         for provider in BOTH
     ]
     by_call = {group.subject.measured: group for group in groups(rows)}
@@ -321,12 +331,14 @@ def test_overhead_has_the_passes(device: str) -> None:
         assert both.value.median > one.value.p20 > 1e-7
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_memory_is_what_tensors_take(ending: Ending, device: str) -> None:
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_memory_is_what_tensors_take(epilogue: Epilogue, device: str) -> None:
     """Kept is x, and y where ReLU needs it; y, dx and what ReLU lets through are made."""
-    case = Case("image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", ending, device)
+    case = BenchmarkCase(
+        "image", Shape((32, 16, 20, 20)), torch.float32, "contiguous", epilogue, device
+    )
     found = {g.subject.measured: g for g in groups(measure_memory([case], BOTH)[0])}
-    tensors = {"plain": (1, 2), "relu": (2, 3), "add+relu": (2, 3)}[ending]
+    tensors = {"plain": (1, 2), "relu": (2, 3), "add+relu": (2, 3)}[epilogue]
     for measured, count in zip(("saved", "peak"), tensors, strict=True):
         # Parameters and statistics come on top of it.
         size = found[measured].rows["fastbn"].value.median / case.tensor_bytes
@@ -352,7 +364,7 @@ def test_suite_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     assert "forward and backward" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "status"), [("fastbn", 1), ("stock nsc", 0)])
+@pytest.mark.parametrize(("name", "status"), [("fastbn", 1), ("stock channels_last", 0)])
 def test_only_mistakes_of_its_own_fail_the_suite(
     name: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,9 +372,12 @@ def test_only_mistakes_of_its_own_fail_the_suite(
     spoiled = replace(PROVIDERS[name], build=lambda case: Spoiled(case, "y"))
     monkeypatch.setitem(PROVIDERS, name, spoiled)
     options = ["--shapes", "tiny", "--dtypes", "float32", "--quick", "--device", "cpu"]
-    monkeypatch.setattr(suite, "ENDINGS", ("plain",))
+    monkeypatch.setattr(suite, "EPILOGUES", ("plain",))
     assert suite.main(["kernels", *options]) == status
-    assert f"not timed: {name}, 8x64x7x7 float32 ncs: y is off by 1e-02" in capsys.readouterr().out
+    assert (
+        f"not timed: {name}, 8x64x7x7 float32 contiguous: y is off by 1e-02"
+        in capsys.readouterr().out
+    )
 
 
 def test_shapes_have_the_layers_of_resnet50() -> None:
@@ -373,9 +388,9 @@ def test_shapes_have_the_layers_of_resnet50() -> None:
         assert set(one.quick) <= set(one.shapes)
 
 
-def made_up_comparison(copy: float, **seconds: float) -> algorithms.Comparison:
+def made_up_comparison(copy: float, **seconds: float) -> algorithms.AlgorithmComparison:
     """As if a GPU had taken so long."""
-    case = Case(
+    case = BenchmarkCase(
         "resnet50", Shape((256, 64, 56, 56), 6), torch.bfloat16, "contiguous", device="cuda"
     )
     question = {"dtype": torch.bfloat16, "device": "h200"}
@@ -383,27 +398,37 @@ def made_up_comparison(copy: float, **seconds: float) -> algorithms.Comparison:
     plans = {name: fastbn.plan(shape, algorithm=name, **question) for name in seconds}
     timings = {name: Timing(s, s, s, 1) for name, s in {**seconds, "copy": copy}.items()}
     chosen = fastbn.plan(shape, algorithm="auto", **question).algorithm
-    return algorithms.Comparison(case, FORWARD, plans, timings, chosen)
+    return algorithms.AlgorithmComparison(case, FORWARD, plans, timings, chosen)
 
 
 def test_algorithms_are_compared(tmp_path: Path) -> None:
     """The choice against the fastest, predictions against times, bytes against those of a copy."""
-    comparison = made_up_comparison(50e-6, split=80e-6, cluster=50e-6, grid=60e-6)
-    assert (comparison.chosen, comparison.fastest) == ("grid", "cluster")
+    comparison = made_up_comparison(
+        50e-6, two_pass=80e-6, persistent_cluster=50e-6, persistent_grid=60e-6
+    )
+    assert (comparison.chosen, comparison.fastest) == ("persistent_grid", "persistent_cluster")
     assert comparison.loss == pytest.approx(0.2)
-    # It moves what a copy moves, in the same time; split half as much again.
-    assert comparison.share("cluster") == pytest.approx(1)
-    assert comparison.share("split") == pytest.approx(1.5 * 50 / 80)
-    predicted = comparison.plans["split"].microseconds
-    assert comparison.error("split") == pytest.approx(predicted / 80 - 1)
+    # It moves what a copy moves, in the same time; two passes half as much again.
+    assert comparison.share("persistent_cluster") == pytest.approx(1)
+    assert comparison.share("two_pass") == pytest.approx(1.5 * 50 / 80)
+    predicted = comparison.plans["two_pass"].microseconds
+    assert comparison.error("two_pass") == pytest.approx(predicted / 80 - 1)
     lines = algorithms.table([comparison]).splitlines()[2:]
-    assert [line.split()[4] for line in lines] == ["cluster", "grid", "split"]
+    assert [line.split()[4] for line in lines] == [
+        "persistent_cluster",
+        "persistent_grid",
+        "two_pass",
+    ]
     assert [" < " in line for line in lines] == [False, True, False]
     assert "fastest in 0 of 1 cases and lost most, 20.0%" in algorithms.verdict([comparison])
     path = tmp_path / "rows.json"
     algorithms.write_json(path, {"gpu": "made up"}, [comparison])
     rows = json.loads(path.read_text())["rows"]
-    assert [row["algorithm"] for row in rows] == ["split", "cluster", "grid"]
+    assert [row["algorithm"] for row in rows] == [
+        "two_pass",
+        "persistent_cluster",
+        "persistent_grid",
+    ]
     assert [row["predicted_seconds"] for row in rows] == [
         plan.microseconds / 1e6 for plan in comparison.plans.values()
     ]

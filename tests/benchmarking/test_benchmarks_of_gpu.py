@@ -18,10 +18,10 @@ pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
 pytest.importorskip("tabulate", reason="benchmarks need the extra [bench]")
 
 from benchmarks import algorithms, gpu_timing, report
-from benchmarks.cases import BACKWARD, ENDINGS, FORWARD, Case, Ending
+from benchmarks.cases import BACKWARD, EPILOGUES, FORWARD, BenchmarkCase, Epilogue
 from benchmarks.kernels import measure_case
 from benchmarks.memory import peak_bytes
-from benchmarks.providers import PROVIDERS, Followed, Provider
+from benchmarks.providers import PROVIDERS, Provider, WithEpilogue
 from benchmarks.rows import COPY, Results, coldest, groups
 from benchmarks.shapes import Shape, shape_sets
 
@@ -104,22 +104,24 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastbn, "plan", plan_for_h200)
 
 
-def small(ending: Ending = "plain", **change: Any) -> Case:
-    case = Case("resnet50", Shape((4, 16, 6, 6), 3), torch.bfloat16, "contiguous", ending, DEVICE)
+def small(epilogue: Epilogue = "plain", **change: Any) -> BenchmarkCase:
+    case = BenchmarkCase(
+        "resnet50", Shape((4, 16, 6, 6), 3), torch.bfloat16, "contiguous", epilogue, DEVICE
+    )
     return replace(case, **change)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_kernels_are_timed_cold_and_warm(ending: Ending, layout: str) -> None:
+def test_kernels_are_timed_cold_and_warm(epilogue: Epilogue, layout: str) -> None:
     """A replay takes as long whatever is in it: so the more calls in a graph, the less each."""
-    case = small(ending, layout=layout)
+    case = small(epilogue, layout=layout)
     rows, wrong = measure_case(case, BOTH, 0.0)
     assert wrong == []
     found = groups(rows)
     assert [(g.subject.measured, g.subject.cache) for g in found] == [
         (measured, cache)
-        for measured in ("forward", "backward", "evaluation")
+        for measured in ("forward", "backward", "eval")
         for cache in ("cold", "warm")
     ]
     sets = gpu_timing.input_sets(case.tensor_bytes, CACHE_BYTES)
@@ -131,11 +133,11 @@ def test_kernels_are_timed_cold_and_warm(ending: Ending, layout: str) -> None:
             assert row.value.median == pytest.approx(1e-3 / calls)
         assert group.rows["stock"].detail == "native"
     assert found[0].rows["fastbn"].detail.split()[0] in (
-        "tiny",
-        "split",
-        "resident",
-        "cluster",
-        "grid",
+        "one_block",
+        "two_pass",
+        "persistent_block",
+        "persistent_cluster",
+        "persistent_grid",
     )
     results = Results({"gpu": "made up"}, rows)
     lines = report.kernels(results, shape_sets(4)).splitlines()
@@ -164,15 +166,15 @@ def test_what_fits_the_cache_but_a_few_times_is_cold() -> None:
 
 
 def test_what_no_graph_can_hold_is_left_out() -> None:
-    class Waiting(Followed):
+    class Waiting(WithEpilogue):
         def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             if Graph.clock.recording:
                 raise RuntimeError("operation not permitted\nwhen stream is capturing")
             return super().forward(x, residual)
 
-    waiting = Provider(lambda case: Waiting(fastbn.BatchNorm2d(case.channels), case.ending))
+    waiting = Provider(lambda case: Waiting(fastbn.BatchNorm2d(case.channels), case.epilogue))
     rows, wrong = measure_case(small(), {**BOTH, "waiting": waiting}, 0.0, (FORWARD,))
-    assert wrong == ["waiting, 4x16x6x6 bfloat16 ncs: operation not permitted"] * 2
+    assert wrong == ["waiting, 4x16x6x6 bfloat16 contiguous: operation not permitted"] * 2
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
 
 
@@ -204,7 +206,7 @@ def test_all_algorithms_that_fit_are_compared(
         comparison = algorithms.compare(case, measured, 0.0)
     assert list(comparison.timings) == [*comparison.plans, COPY]
     assert comparison.chosen in comparison.plans
-    assert "split" in comparison.plans
+    assert "two_pass" in comparison.plans
     assert forced[-1] == "auto"
     # Backward is prepared by a forward, which nothing is forced in.
     others = {"auto"}

@@ -58,7 +58,7 @@ def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
 
 
 def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double()
+    return tensor.detach().double()
 
 
 def _largest(values: Tensor) -> Tensor:

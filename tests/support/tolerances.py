@@ -92,7 +92,7 @@ def assert_near(actual: Tensor, expected: Expected, quantity: str, condition: fl
     """Fails where an element is farther from the oracle than the table allows."""
     assert actual.shape == expected.value.shape
     dtype = actual.dtype
-    error = (actual.detach().cpu().double() - expected.value).abs()
+    error = (actual.detach().to(expected.value) - expected.value).abs()
     allowed = rounding_error(dtype, expected.value)
     allowed = allowed + arithmetic_error(dtype, expected, quantity, condition)
     wrong = ~(error <= allowed)  # so that NaN counts as wrong
@@ -133,8 +133,8 @@ def assert_no_worse(ours: Tensor, stock: Tensor, expected: Expected, quantity: s
     The floor is the arithmetic error alone: where both round a value that lies halfway between two
     neighbors, either may be the lucky one.
     """
-    error = (ours.detach().cpu().double() - expected.value).abs()
-    theirs = (stock.detach().cpu().double() - expected.value).abs()
+    error = (ours.detach().to(expected.value) - expected.value).abs()
+    theirs = (stock.detach().to(expected.value) - expected.value).abs()
     floor = arithmetic_error(ours.dtype, expected, quantity, condition=1.0)
     if error.dim() > 1:
         axes = [0, *range(2, error.dim())]
