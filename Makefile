@@ -1,7 +1,8 @@
 # The front door: every target makes what it needs and reuses what an earlier call made.
 #
 #   make demo    train with stock and with fastbn side by side, and measure their throughput
-#   make test    run the whole test suite against the installed wheel
+#   make test    test the installed wheel: every promise, with pairs of parameters
+#   make test-all    and then the rest: full products of parameters, and what takes long
 #   make test-cuda-build   build a wheel with CUDA kernels, without a GPU, and run the suite on it
 #   make lint    ruff, mypy and clang-format
 #   make bench   measure fastbn against stock in two minutes, with pictures
@@ -29,7 +30,7 @@ wheel_sources := $(cxx_sources) $(shell find fastbn -name '*.py' -o -name '*.pyi
   setup.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-cuda-build lint bench wheel clean
+.PHONY: demo test test-all test-cuda-build lint bench wheel clean
 
 demo: $(installed)
 	$(python) -m benchmarks.demo
@@ -41,6 +42,9 @@ bench: $(installed)
 test: $(installed)
 	$(python) -m tests.support.cuda_toolkit
 	cd tests && $(python) -m pytest
+
+test-all: test
+	cd tests && $(python) -m pytest --all -m exhaustive
 
 # In an environment of its own, which is kept in the user's cache: its torch has 5 GB.
 test-cuda-build:
