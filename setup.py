@@ -81,9 +81,9 @@ def architectures() -> str:
     def number(version: str) -> tuple[int, ...]:
         return tuple(map(int, version.split(".")))
 
-    possible = [
-        a for a, cuda in ARCHITECTURES.items() if number(cuda) <= number(torch.version.cuda)
-    ]
+    assert torch.version.cuda is not None
+    toolkit = number(torch.version.cuda)
+    possible = [a for a, cuda in ARCHITECTURES.items() if number(cuda) <= toolkit]
     return ";".join(possible) + "+PTX"
 
 
@@ -144,7 +144,7 @@ def extension_arguments() -> dict[str, Any]:
     flags = {"cxx": cxx_flags}
     if cuda:
         flags["nvcc"] = ["-O3", "-lineinfo"]
-    build = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    build: Any = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     all_sources = cpp_sources + (cuda_sources if cuda else [])
 
     class BuildExtension(cpp_extension.BuildExtension):
@@ -153,7 +153,7 @@ def extension_arguments() -> dict[str, Any]:
         def run(self) -> None:
             print(
                 f"fastbn {version()}: building {len(all_sources)} files against torch "
-                f"{torch.__version__} ({'CUDA ' + torch.version.cuda if cuda else 'CPU only'}), "
+                f"{torch.__version__} ({f'CUDA {torch.version.cuda}' if cuda else 'CPU only'}), "
                 "about a minute",
                 flush=True,
             )
