@@ -49,7 +49,8 @@ def test_replays_of_training_steps(size: str, momentum: float | None, layout: st
     graph, results = capture(step)
     assert_same_bits(step.state(), twin.state())
     for seed in range(4):
-        step.load(seed), twin.load(seed)
+        for each in (step, twin):
+            each.load(seed)
         graph.replay()
         assert_same_bits(results + step.state(), twin() + twin.state())
     assert step.module.num_batches_tracked == 4
@@ -63,7 +64,8 @@ def test_replays_of_evaluation(size: str, layout: str) -> None:
     twin = step.twin()
     graph, results = capture(step)
     for seed in range(2):
-        step.load(seed), twin.load(seed)
+        for each in (step, twin):
+            each.load(seed)
         graph.replay()
         assert_same_bits(results + step.state(), twin() + twin.state())
 
@@ -175,9 +177,11 @@ def test_graphed_callables(size: str) -> None:
     eager = step.twin()
     state = copy.deepcopy(step.module.state_dict())
     graphed = torch.cuda.make_graphed_callables(step.module, (step.x.detach().requires_grad_(),))
+    assert isinstance(graphed, fastbn.BatchNorm2d)
     graphed.load_state_dict(state)
     for seed in range(3):
-        step.load(seed), eager.load(seed)
+        for each in (step, eager):
+            each.load(seed)
         results = Step(graphed, step.x, step.dy)()
         assert_same_bits(results + step.state(), eager() + eager.state())
 
@@ -208,7 +212,10 @@ def test_compiled_with_graphs() -> None:
             owner.zero_grad()
             y = called(x)
             y.pow(3).mean().backward()
-            gradients = [parameter.grad.clone() for parameter in owner.parameters()]
+            gradients = []
+            for parameter in owner.parameters():
+                assert parameter.grad is not None
+                gradients.append(parameter.grad.clone())
             results.append([y.detach().clone(), *gradients, *owner.buffers()])
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)

@@ -28,6 +28,7 @@ FREE_GIGABYTES = 10
 
 BUILD = ROOT / "build" / "cuda"
 PACKED = ("csrc", "fastbn", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 # These look at the sources, and `make test` runs them.
 NOT_OF_THE_WHEEL = ("test_nvcc.py", "test_cudasim*.py")
 
@@ -89,8 +90,8 @@ def environment() -> Path | None:
         return None
     print(f"making {folder}: torch {TORCH} for CUDA, 5 GB", flush=True)
     run(sys.executable, "-m", "venv", folder)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, f"torch=={TORCH}", "setuptools>=77", "wheel", "ninja", "pybind11", "numpy")
+    tools = ("setuptools>=77", "wheel", "ninja", "pybind11", "numpy")
+    run(python, *PIP, "install", f"torch=={TORCH}", *tools)
     if not works(python):
         sys.exit(f"the index gave another torch than {TORCH} for CUDA; see {folder}")
     finished.touch()
@@ -124,10 +125,10 @@ def build(python: Path, home: Path) -> Path:
     """The wheel, compiled by the toolkit in a folder."""
     wheels = BUILD / "wheel"
     shutil.rmtree(wheels, ignore_errors=True)
-    pip = [python, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     run(
-        *[*pip, "--no-build-isolation", "--no-deps", "--no-cache-dir"],
-        *["--wheel-dir", wheels, copy_sources()],
+        python,
+        *(*PIP, "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"),
+        *("--wheel-dir", wheels, copy_sources()),
         FASTBN_CUDA="1",
         TORCH_CUDA_ARCH_LIST=ARCHITECTURES,
         CUDA_HOME=str(home),
@@ -147,14 +148,14 @@ def build_and_test() -> int:
     if home is None:
         sys.exit("no CUDA toolkit")
     wheel = build(python, home)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "--force-reinstall", "--no-deps", wheel)
-    run(*pip, f"{wheel}[test]")
+    run(python, *PIP, "install", "--force-reinstall", "--no-deps", wheel)
+    run(python, *PIP, "install", f"{wheel}[test]")
     # From the folder of the tests, where the installed fastbn is found and not the source tree.
     ignored = [f"--ignore-glob={pattern}" for pattern in NOT_OF_THE_WHEEL]
     tests = ROOT / "tests"
     run(
-        *[python, "-m", "pytest", *ignored, *sys.argv[1:]],
+        python,
+        *("-m", "pytest", *ignored, *sys.argv[1:]),
         cwd=tests,
         FASTBN_EXPECT_CUDA=ARCHITECTURES,
     )

@@ -66,7 +66,7 @@ def candidates() -> Iterator[Path]:
 
 def home_of(nvcc: Path) -> Path | None:
     """The toolkit's folder, asked of nvcc itself: what lies on the path may be a wrapper of it."""
-    dry_run = [nvcc, "--dryrun", "-c", "any.cu"]
+    dry_run: list[str | Path] = [nvcc, "--dryrun", "-c", "any.cu"]
     try:
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
         answer = subprocess.run(dry_run, capture_output=True, text=True)
@@ -86,7 +86,7 @@ def find() -> Path | None:
 def install() -> Path:
     """Downloads a toolkit into the user's cache (110 MB, 270 MB unpacked)."""
     partial = cache_folder() / f"cuda-{VERSION}.partial-{os.getpid()}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
     try:
         subprocess.run([*pip, "--target", partial, REQUIREMENT], check=True)
         # Names that linkers look for and the wheels leave out.

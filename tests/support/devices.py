@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 
 import fastbn
 

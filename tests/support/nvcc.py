@@ -111,7 +111,8 @@ def compile_file(source: str, architecture: str) -> Compiled:
         OBJECTS.mkdir(parents=True, exist_ok=True)
         for path in OBJECTS.glob(f"{stem}-*"):
             path.unlink()
-        command = [f"{cuda_toolkit.find()}/bin/nvcc", *options, "-o", cubin, KERNELS / source]
+        nvcc = f"{cuda_toolkit.find()}/bin/nvcc"
+        command: list[str | Path] = [nvcc, *options, "-o", cubin, KERNELS / source]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, f"{source} for {architecture}:\n{done.stderr}{done.stdout}"
         # Complete at once: the report is the sign that the object is there.

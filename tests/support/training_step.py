@@ -14,7 +14,8 @@ from .devices import GPU
 from .tables import Case, make
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from torch.nn.modules.batchnorm import _BatchNorm
 
 # What the planner makes of them, in float32 on any GPU.
 SHAPES = {
@@ -31,7 +32,7 @@ SHAPES = {
 class Step:
     """A module and what it is given: an input that wants a gradient, and that of the output."""
 
-    module: nn.Module
+    module: _BatchNorm
     x: Tensor
     dy: Tensor
 
