@@ -55,7 +55,7 @@ def load() -> None:
     )
 
 
-def plant(file: str, right: str, wrong: str, folder: Path) -> Path:
+def plant(file: str, right: str, wrong: str, folder: Path, source: str = "forward.cu") -> Path:
     """A simulator library whose kernels have a fault.
 
     Args:
@@ -63,28 +63,28 @@ def plant(file: str, right: str, wrong: str, folder: Path) -> Path:
         right: what the file says, once.
         wrong: what the faulty copy says instead.
         folder: for the copy and the library; empty.
+        source: the file whose kernels have it; compiling the others would take as long again.
 
     Returns:
-        The library; what does not contain kernels is taken from the build of the right ones.
+        The library; all else is taken from the build of the right kernels.
     """
-    right_objects = _folder(ROOT, sanitize=False)
-    for part in ("csrc", "tests/cudasim"):
-        shutil.copytree(ROOT / part, folder / part)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
     faulty = folder / "csrc" / "cuda" / file
     text = faulty.read_text()
     if text.count(right) != 1:
         raise ValueError(f"{file} does not say {right!r} once")
     faulty.write_text(text.replace(right, wrong))
-    cudasim = folder / "tests" / "cudasim"
     # By name: the folder also has objects of sources that were there once.
-    stems = [path.stem for path in sources(ROOT) if path.stem != "kernels"]
-    objects = [str(right_objects / f"{stem}.o") for stem in stems]
+    objects = [str(_folder(ROOT, sanitize=False) / f"{path.stem}.o") for path in sources(ROOT)]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     library = folder / "faulty.so"
     subprocess.run(
         [
-            *("g++", "-std=c++17", "-shared", "-fPIC", "-O0", "-g0", *_FLAGS[2:], f"-I{cudasim}"),
-            *(str(cudasim / "kernels.cpp"), *objects),
+            *("g++", "-std=c++17", "-shared", "-fPIC", "-O0", "-g0", *_FLAGS[2:]),
+            f"-I{ROOT / 'tests' / 'cudasim'}",
+            # The first definition of a kernel counts, and those of the faulty file come first.
+            "-Wl,--allow-multiple-definition",
+            *("-x", "c++", str(folder / "csrc" / "cuda" / source), "-x", "none", *objects),
             *(*libraries, "-lc10", "-ltorch_cpu", "-ltorch", "-o", str(library)),
         ],
         check=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -342,7 +342,7 @@ def test_more_elements_than_32_bits_count(kind: str, memory_for: Callable[[float
     shape = HUGE[kind]
     assert math.prod(shape) > 2**31
     memory_for(26)  # four tensors of 4.3 GB, and what a channel's pieces take
-    options = {"dtype": torch.bfloat16, "device": GPU}
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device": GPU}
     if kind == "channels_last":
         n, c, h, w = shape
         x, dy = (torch.randn(n, h, w, c, **options).movedim(-1, 1) for _ in range(2))

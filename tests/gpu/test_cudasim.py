@@ -290,8 +290,8 @@ FAULTS = {
     ),
     "deadlock": (
         "steps/block.cuh",
-        "mapping.first_channel() + channel));\n  }\n  gpu::sync_block();",
-        "mapping.first_channel() + channel));\n    gpu::sync_block();\n  }",
+        "mapping.first_channel() + thread));\n  }\n  gpu::sync_block();",
+        "mapping.first_channel() + thread));\n    gpu::sync_block();\n  }",
         ["--op", "backward", "--shape", "4,8,16,16", "--algorithm", "two_pass"],
         "sync_block()",
     ),
@@ -341,8 +341,11 @@ FAULTS = {
     ),
     "kernel-that-does-not-wait": (
         "algorithms/two_pass.cuh",
-        "  gpu::wait_for_previous_kernel();\n  const int block",
-        "  const int block",
+        "  gpu::wait_for_previous_kernel();\n"
+        "  const int block = gpu::grid_blocks() - 1 - gpu::block_index();\n"
+        "  if (block == 0) count_batch",
+        "  const int block = gpu::grid_blocks() - 1 - gpu::block_index();\n"
+        "  if (block == 0) count_batch",
         ["--shape", "4,8,16,16", "--algorithm", "two_pass"],
         "wait_for_previous_kernel",
     ),
@@ -352,7 +355,8 @@ FAULTS = {
 def meet(fault: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Compiles faulty kernels and calls them, in a process of their own."""
     file, right, wrong, options, _ = FAULTS[fault]
-    library = build.plant(file, right, wrong, folder)
+    source = "backward.cu" if "backward" in options else "forward.cu"
+    library = build.plant(file, right, wrong, folder, source)
     script = (
         "import sys, torch\n"
         "from tests import cudasim\n"

@@ -114,7 +114,7 @@ def test_hard_numbers(op: str, algorithm: str, kind: tuple[str, torch.dtype]) ->
     data, dtype = kind
     case = tables.Case("hard", (6, 40, 16, 24), "contiguous", dtype, data)
     condition = CONDITION.get((data, dtype), 1.0)
-    options = {"scale": SMALL, "seeds": SCHEDULES, "condition": condition}
+    options: dict[str, Any] = {"scale": SMALL, "seeds": SCHEDULES, "condition": condition}
     assert_right(OPERATIONS[op](tables.make(case), algorithm=algorithm, **options))
 
 
@@ -249,5 +249,10 @@ def test_odd_numbers_of_channels(
     op: str, algorithm: str, input_: tuple[tuple[int, ...], str, torch.dtype], device: str
 ) -> None:
     """On whole devices, as the planner would have it."""
-    options = {"scale": Scale(), "device": device, "algorithm": algorithm, "seeds": range(2)}
+    options: dict[str, Any] = {
+        "scale": Scale(),
+        "device": device,
+        "algorithm": algorithm,
+        "seeds": range(2),
+    }
     assert_right(run(op, *input_, **options))

@@ -7,7 +7,7 @@ tests.support.kernel_code`` prints what they say.
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -174,7 +174,12 @@ def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path
         RESNET50, ("contiguous", "channels_last"), DTYPES, ("forward", "backward")
     ):
         shape = (64, layer.channels, layer.height, layer.width)
-        question = {"dtype": dtype, "layout": layout, "op": op, "device": device.name}
+        question: dict[str, Any] = {
+            "dtype": dtype,
+            "layout": layout,
+            "op": op,
+            "device": device.name,
+        }
         for algorithm, _ in fastbn.plan(shape, **question).considered:
             plan = fastbn.plan(shape, algorithm=algorithm, **question)
             if not plan.blocks_per_multiprocessor:

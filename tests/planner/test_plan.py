@@ -57,7 +57,7 @@ def test_devices() -> None:
         ((1, 8, 99, 99), "channels_last"),
     ],
 )
-def test_small_grids_are_cut_up(shape: tuple[int, ...], layout: str) -> None:
+def test_small_grids_are_cut_up(shape: tuple[int, ...], layout: Any) -> None:
     """Into blocks that read neither nothing nor so much that multiprocessors stand idle."""
     plan = fastbn.plan(shape, dtype="bfloat16", layout=layout, op="eval", device="h200")
     assert plan.splits > 1
@@ -254,7 +254,7 @@ def test_layout_of_tensors() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_offset_views_are_read_by_the_element(layout: str, dtype: torch.dtype) -> None:
+def test_offset_views_are_read_by_the_element(layout: Any, dtype: torch.dtype) -> None:
     """Their results start at vectors, they do not."""
     shape = (16, 64, 8, 8)
     elements = math.prod(shape)
@@ -364,7 +364,7 @@ def test_plan_is_a_value() -> None:
 
 
 def test_plan_in_a_sentence() -> None:
-    question = {"dtype": "bfloat16", "device": "h200"}
+    question: dict[str, Any] = {"dtype": "bfloat16", "device": "h200"}
     plan = fastbn.plan((256, 64, 56, 56), layout="channels_last", algorithm="two_pass", **question)
     times = dict(plan.considered)
     others = ", ".join(f"{name} {time:.1f}" for name, time in times.items() if name != "two_pass")

@@ -46,20 +46,25 @@ def tensor_bytes(plan: fastbn.Plan) -> int:
     return math.prod(plan.shape) * plan.dtype.itemsize
 
 
-def network_plans(device: str, batch: int, **options: Any) -> Iterator[fastbn.Plan]:
+def network_plans(device: Any, batch: int, **options: Any) -> Iterator[fastbn.Plan]:
     """Every operation on every layer of ResNet-50, in every layout and dtype."""
     for layer, layout, dtype, op in product(RESNET50, LAYOUTS, DTYPES, OPS):
         shape = (batch, layer.channels, layer.height, layer.width)
         yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device, **options)
 
 
-def forced(plan: fastbn.Plan, algorithm: str) -> fastbn.Plan:
+def forced(plan: fastbn.Plan, algorithm: Any) -> fastbn.Plan:
     """The plan of an algorithm for the same question."""
-    question = {"dtype": plan.dtype, "layout": plan.layout, "op": plan.op, "device": plan.device}
+    question: dict[str, Any] = {
+        "dtype": plan.dtype,
+        "layout": plan.layout,
+        "op": plan.op,
+        "device": plan.device,
+    }
     return fastbn.plan(plan.shape, algorithm=algorithm, **question)
 
 
-def odd_plans(device: str) -> Iterator[fastbn.Plan]:
+def odd_plans(device: Any) -> Iterator[fastbn.Plan]:
     """The same on shapes that no network has: remainders, single values, and too many elements."""
     shapes = [
         (1, 1),
@@ -83,11 +88,11 @@ def odd_plans(device: str) -> Iterator[fastbn.Plan]:
         yield fastbn.plan(shape, dtype=dtype, layout=layout, op=op, device=device)
 
 
-def forced_plans(device: str) -> Iterator[fastbn.Plan]:
+def forced_plans(device: Any) -> Iterator[fastbn.Plan]:
     """Plans of every algorithm that fits, chosen or not."""
     for layer, layout, dtype, op in product(RESNET50, LAYOUTS, DTYPES, TRAINING):
         shape = (64, layer.channels, layer.height, layer.width)
-        question = {"dtype": dtype, "layout": layout, "op": op, "device": device}
+        question: dict[str, Any] = {"dtype": dtype, "layout": layout, "op": op, "device": device}
         for name, _ in fastbn.plan(shape, **question).considered:
             yield fastbn.plan(shape, algorithm=name, **question)
 
@@ -142,7 +147,7 @@ def assert_persistent_fits(plan: fastbn.Plan, device: _C.Device) -> None:
 
 
 @pytest.mark.parametrize("device", NAMES)
-def test_clusters_fit_the_device(device: str) -> None:
+def test_clusters_fit_the_device(device: Any) -> None:
     """Each of their blocks has a multiprocessor, or half of one."""
     properties = DEVICES[device]
     for size, (whole, half) in enumerate(
@@ -155,7 +160,7 @@ def test_clusters_fit_the_device(device: str) -> None:
 
 @pytest.mark.parametrize("plans", [network_plans, odd_plans, forced_plans])
 @pytest.mark.parametrize("device", NAMES)
-def test_plan_fits_the_device(device: str, plans: Any) -> None:
+def test_plan_fits_the_device(device: Any, plans: Any) -> None:
     batches = [(1,), (32,), (256,)] if plans is network_plans else [()]
     for plan in (plan for batch in batches for plan in plans(device, *batch)):
         assert plan.device == device
@@ -166,7 +171,7 @@ def test_plan_fits_the_device(device: str, plans: Any) -> None:
 
 
 @pytest.mark.parametrize("device", NAMES)
-def test_large_layers_keep_the_device_busy(device: str) -> None:
+def test_large_layers_keep_the_device_busy(device: Any) -> None:
     """Blocks for most multiprocessors, and among them none whose share is far above the mean."""
     multiprocessors = DEVICES[device].multiprocessors
     for plan in network_plans(device, 256):
@@ -188,7 +193,7 @@ def test_large_layers_keep_the_device_busy(device: str) -> None:
 
 @pytest.mark.parametrize("device", NAMES)
 @pytest.mark.parametrize("batch", [1, 32, 256])
-def test_never_more_bytes_than_two_passes(device: str, batch: int) -> None:
+def test_never_more_bytes_than_two_passes(device: Any, batch: int) -> None:
     for plan in network_plans(device, batch):
         two_pass = forced(plan, "two_pass")
         assert plan.floor_bytes == two_pass.floor_bytes
@@ -198,7 +203,7 @@ def test_never_more_bytes_than_two_passes(device: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_traffic_of_a_training_step(layout: str) -> None:
+def test_traffic_of_a_training_step(layout: Any) -> None:
     """ResNet-50 at batch 256 in bfloat16 on an H200: stock moves 45.5 GB, and the floor is 28.5."""
     plans = [golden.summary("h200", layout, op, 256) for op in TRAINING]
     moved = sum(plan["gigabytes"] for plan in plans)
@@ -218,7 +223,7 @@ def test_decisions_are_the_recorded_ones(question: str) -> None:
 
 @pytest.mark.parametrize("device", NAMES)
 @pytest.mark.parametrize("batch", [2, 256])
-def test_fastest_is_chosen(device: str, batch: int) -> None:
+def test_fastest_is_chosen(device: Any, batch: int) -> None:
     for plan in network_plans(device, batch):
         considered = dict(plan.considered)
         assert plan.microseconds == considered[plan.algorithm] == min(considered.values())
@@ -230,7 +235,7 @@ def test_fastest_is_chosen(device: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])
-def test_no_clusters_before_hopper(device: str) -> None:
+def test_no_clusters_before_hopper(device: Any) -> None:
     chosen = Counter(
         plan.algorithm
         for batch in (32, 256)
@@ -248,7 +253,7 @@ def test_every_algorithm_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("op", TRAINING)
-def test_prediction_follows_the_bytes(op: str) -> None:
+def test_prediction_follows_the_bytes(op: Any) -> None:
     """Large tensors take about the time that their bytes take at what memory can deliver."""
     for name in NAMES:
         bandwidth = DEVICES[name].bandwidth
@@ -262,7 +267,7 @@ def test_prediction_follows_the_bytes(op: str) -> None:
 
 @pytest.mark.parametrize("device", NAMES)
 @pytest.mark.parametrize("op", TRAINING)
-def test_small_tensors_take_one_launch(device: str, op: Any) -> None:
+def test_small_tensors_take_one_launch(device: Any, op: Any) -> None:
     chosen: Counter[str] = Counter()
     batches, channels, spatial = (1, 8, 64, 512), (3, 64, 1000), (1, 49, 784)
     for n, c, s, layout, dtype in product(batches, channels, spatial, LAYOUTS, DTYPES):
@@ -284,7 +289,7 @@ def test_small_tensors_take_one_launch(device: str, op: Any) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("algorithm", ["two_pass", "one_block", *PERSISTENT])
 def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
-    question = {"layout": layout, "op": op, "device": "h200", "dtype": "bfloat16"}
+    question: dict[str, Any] = {"layout": layout, "op": op, "device": "h200", "dtype": "bfloat16"}
     shape = (32, 64, 7, 7)
     plan = fastbn.plan(shape, algorithm=algorithm, **question)
     assert plan.algorithm == algorithm

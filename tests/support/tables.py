@@ -157,8 +157,8 @@ class Tensors:
 
     x: Tensor
     dy: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: Any  # a tensor, or None; few tests do without
+    bias: Any
     running_mean: Tensor
     running_var: Tensor
 

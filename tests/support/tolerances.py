@@ -10,7 +10,7 @@ seen over the table of cases with the narrowest vectors (fewest partial sums, so
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -62,9 +62,9 @@ HELD = {
 
 # Two correct float32 implementations against each other: stock's CPU kernels evaluate
 # x * alpha + beta, whose terms cancel, so most of this is stock's error.
-AGAINST_STOCK = {"rtol": 1e-5, "atol": 1e-5}
+AGAINST_STOCK: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 # The same for float64.
-AGAINST_STOCK_FLOAT64 = {"rtol": 1e-11, "atol": 1e-11}
+AGAINST_STOCK_FLOAT64: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
