@@ -181,7 +181,7 @@ def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path
             "device": device.name,
         }
         for algorithm, _ in fastbn.plan(shape, **question).considered:
-            plan = fastbn.plan(shape, algorithm=algorithm, **question)
+            plan = fastbn.plan(shape, **{**question, "algorithm": algorithm})
             if not plan.blocks_per_multiprocessor:
                 continue
             (usage,) = (

@@ -18,7 +18,7 @@ from tests.support.devices import MISSING, REQUIRED
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last")
-OPS = ("forward", "backward", "eval")
+OPS: tuple[Any, ...] = ("forward", "backward", "eval")
 NAMES = ("t4", "a100", "h100", "h200", "rtx4090", "rtx5090", "b200")
 
 VECTOR_BYTES = 16

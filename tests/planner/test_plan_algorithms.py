@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LAYOUTS = ("contiguous", "channels_last")
-OPS = ("forward", "backward", "eval")
-TRAINING = ("forward", "backward")
+LAYOUTS: tuple[Any, ...] = ("contiguous", "channels_last")
+OPS: tuple[Any, ...] = ("forward", "backward", "eval")
+TRAINING: tuple[Any, ...] = ("forward", "backward")
 NAMES = tuple(DEVICES)
-PERSISTENT = ("persistent_block", "persistent_cluster", "persistent_grid")
+PERSISTENT: tuple[Any, ...] = ("persistent_block", "persistent_cluster", "persistent_grid")
 
 VECTOR_BYTES = 16
 KIB, MIB = 2**10, 2**20
@@ -61,7 +61,7 @@ def forced(plan: fastbn.Plan, algorithm: Any) -> fastbn.Plan:
         "op": plan.op,
         "device": plan.device,
     }
-    return fastbn.plan(plan.shape, algorithm=algorithm, **question)
+    return fastbn.plan(plan.shape, **{**question, "algorithm": algorithm})
 
 
 def odd_plans(device: Any) -> Iterator[fastbn.Plan]:
@@ -94,7 +94,7 @@ def forced_plans(device: Any) -> Iterator[fastbn.Plan]:
         shape = (64, layer.channels, layer.height, layer.width)
         question: dict[str, Any] = {"dtype": dtype, "layout": layout, "op": op, "device": device}
         for name, _ in fastbn.plan(shape, **question).considered:
-            yield fastbn.plan(shape, algorithm=name, **question)
+            yield fastbn.plan(shape, **{**question, "algorithm": name})
 
 
 # --- Plans fit ------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_small_tensors_take_one_launch(device: Any, op: Any) -> None:
 def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
     question: dict[str, Any] = {"layout": layout, "op": op, "device": "h200", "dtype": "bfloat16"}
     shape = (32, 64, 7, 7)
-    plan = fastbn.plan(shape, algorithm=algorithm, **question)
+    plan = fastbn.plan(shape, **{**question, "algorithm": algorithm})
     assert plan.algorithm == algorithm
     free = fastbn.plan(shape, **question)
     assert plan.microseconds >= free.microseconds
