@@ -6,7 +6,7 @@ import copy
 import inspect
 import io
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,11 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import fastbn
 from tests.support.stock_versions import TAKES_BIAS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.nn.modules.batchnorm import _BatchNorm
 
 PAIRS = {
     "1d": (fastbn.BatchNorm1d, nn.BatchNorm1d, (6, 5, 7)),
@@ -51,7 +56,7 @@ CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e
 
 def pair(
     kind: str, device: str = "cpu", **arguments: Any
-) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+) -> tuple[_BatchNorm, _BatchNorm, tuple[int, ...]]:
     """Fastbn's and stock's module with the same random state, and a shape they take."""
     ours, theirs, shape = PAIRS[kind]
     stock = theirs(5, device=device, **arguments)
@@ -112,11 +117,13 @@ def test_module_looks_like_stock_s(kind: str, arguments: dict[str, Any]) -> None
     assert repr(ours) == repr(theirs)
     assert list(ours._parameters) == list(theirs._parameters)
     assert list(ours._buffers) == list(theirs._buffers)
-    for name, tensor in {**theirs._parameters, **theirs._buffers}.items():
+    expected: dict[str, Any] = {**theirs._parameters, **theirs._buffers}
+    for name, tensor in expected.items():
         our = getattr(ours, name)
         assert type(our) is type(tensor)
         assert tensor is None or (our.dtype, our.shape) == (tensor.dtype, tensor.shape)
-    ours.reset_parameters(), theirs.reset_parameters()
+    for module in (ours, theirs):
+        module.reset_parameters()
     assert_same_state(ours, theirs)
 
 
@@ -135,20 +142,24 @@ def test_matrices_are_batches_too(device: str) -> None:
     assert_same_run(ours, theirs, (9, 5), device)
 
 
+def without(*names: str) -> Callable[[nn.Module], None]:
+    """Sets attributes of a module to None."""
+
+    def change(module: nn.Module) -> None:
+        for name in names:
+            setattr(module, name, None)
+
+    return change
+
+
 # What people do to a module after making it.
-CHANGES = {
+CHANGES: dict[str, Callable[[_BatchNorm], object]] = {
     "tracking switched off": lambda m: setattr(m, "track_running_stats", False),
-    "statistics removed": lambda m: (
-        setattr(m, "running_mean", None),
-        setattr(m, "running_var", None),
-    ),
-    "counter removed": lambda m: setattr(m, "num_batches_tracked", None),
-    "counter removed, no momentum": lambda m: (
-        setattr(m, "num_batches_tracked", None),
-        setattr(m, "momentum", None),
-    ),
+    "statistics removed": without("running_mean", "running_var"),
+    "counter removed": without("num_batches_tracked"),
+    "counter removed, no momentum": without("num_batches_tracked", "momentum"),
     "weight frozen": lambda m: m.weight.requires_grad_(False),
-    "bias removed": lambda m: setattr(m, "bias", None),
+    "bias removed": without("bias"),
 }
 
 
@@ -180,12 +191,16 @@ def test_empty_batch(kind: str, device: str) -> None:
     other = x.detach().clone().requires_grad_()
     y, expected = ours(x), theirs(other)
     assert y.shape == expected.shape
-    y.sum().backward(), expected.sum().backward()
+    for result in (y, expected):
+        result.sum().backward()
+    assert x.grad is not None
     assert x.grad.shape == x.shape
     for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert our.grad is not None
+        assert their.grad is not None
         assert torch.equal(our.grad, their.grad)
     assert_same_state(ours, theirs)
-    assert ours.num_batches_tracked.item() == 1
+    assert ours.get_buffer("num_batches_tracked").item() == 1
 
 
 def test_buffers_are_updated_in_place(device: str) -> None:
@@ -197,9 +212,9 @@ def test_buffers_are_updated_in_place(device: str) -> None:
     for name, buffer in module.named_buffers():
         assert buffer is buffers[name]
         assert buffer.data_ptr() == addresses[name]
-    assert module.num_batches_tracked._version > versions["num_batches_tracked"]
-    assert module.num_batches_tracked.item() == 1
-    assert module.running_mean.any()
+    assert buffers["num_batches_tracked"]._version > versions["num_batches_tracked"]
+    assert buffers["num_batches_tracked"].item() == 1
+    assert buffers["running_mean"].any()
 
 
 @each_class
@@ -217,10 +232,10 @@ def test_state_goes_both_ways(kind: str, device: str) -> None:
 def test_old_checkpoints_load_as_in_stock(version: int | None) -> None:
     """Before version 2 there was no counter, and loading fills it in."""
     modules = [cls(3) for cls in (fastbn.BatchNorm2d, nn.BatchNorm2d)]
-    outcomes = []
+    outcomes: list[object] = []
     for module in modules:
-        module.num_batches_tracked.fill_(7)
-        state = nn.BatchNorm2d(3).state_dict()
+        module.get_buffer("num_batches_tracked").fill_(7)
+        state: Any = nn.BatchNorm2d(3).state_dict()
         del state["num_batches_tracked"]
         if version is not None:
             state._metadata[""]["version"] = version
@@ -228,7 +243,7 @@ def test_old_checkpoints_load_as_in_stock(version: int | None) -> None:
             state = dict(state)
         try:
             module.load_state_dict(state)
-            outcomes.append(module.num_batches_tracked.item())
+            outcomes.append(module.get_buffer("num_batches_tracked").item())
         except RuntimeError as error:
             outcomes.append(str(error).partition("\n")[2])
     assert outcomes[0] == outcomes[1]
@@ -276,7 +291,8 @@ def test_copies_are_equal_and_independent(how: str, device: str) -> None:
     assert torch.equal(twin(x), module(x))
     assert_same_state(twin, module)
     twin(x)
-    assert twin.num_batches_tracked.item() == module.num_batches_tracked.item() + 1
+    counts = [m.get_buffer("num_batches_tracked").item() for m in (twin, module)]
+    assert counts[0] == counts[1] + 1
 
 
 def test_functional_call_uses_the_given_tensors(device: str) -> None:
@@ -288,7 +304,7 @@ def test_functional_call_uses_the_given_tensors(device: str) -> None:
     torch.testing.assert_close(functional_call(ours, given, x), theirs(x))
     torch.testing.assert_close(given["running_mean"], theirs.running_mean)
     assert given["num_batches_tracked"].item() == 1
-    assert ours.num_batches_tracked.item() == 0
+    assert ours.get_buffer("num_batches_tracked").item() == 0
 
 
 def test_ensemble_by_vmap(device: str) -> None:
@@ -304,7 +320,8 @@ def test_ensemble_by_vmap(device: str) -> None:
         base = copy.deepcopy(members[0]).to("meta")
 
         def call(p: Any, b: Any, base: nn.Module = base) -> torch.Tensor:
-            return functional_call(base, (p, b), (x,))
+            y: torch.Tensor = functional_call(base, (p, b), (x,))
+            return y
 
         y = torch.vmap(call)(parameters, buffers)
         results.append([y.detach(), *buffers.values()])
@@ -323,8 +340,9 @@ def test_stochastic_weight_averaging_updates_statistics(device: str) -> None:
         model.update_parameters(model.module)
         update_bn(data, model)
     assert_same_state(*averaged)
-    assert averaged[0].module[1].momentum == 0.1
-    assert averaged[0].module[1].num_batches_tracked.item() == 3
+    norm = averaged[0].module.get_submodule("1")
+    assert norm.momentum == 0.1
+    assert norm.get_buffer("num_batches_tracked").item() == 3
 
 
 def test_inference_mode(device: str) -> None:
@@ -403,6 +421,8 @@ def test_16_bit_module_keeps_statistics_in_float32(
         module = module.to_empty(device=device)
         module.reset_parameters()
     assert module.weight.dtype == dtype
+    assert module.running_mean is not None
+    assert module.running_var is not None
     assert module.running_mean.dtype == module.running_var.dtype == torch.float32
     x = (torch.randn(4, 2, 3, 3) + 1).to(device, dtype)
     with torch.no_grad():
@@ -415,6 +435,7 @@ def test_16_bit_module_keeps_statistics_in_float32(
 
 def test_statistics_survive_a_trip_through_16_bits(device: str) -> None:
     module = fastbn.BatchNorm2d(2, device=device)
-    module.running_mean.copy_(torch.tensor([1 + 2**-20, 3.0]))
-    expected = module.running_mean.clone()
-    assert torch.equal(module.half().float().running_mean, expected)
+    running_mean = module.get_buffer("running_mean")
+    running_mean.copy_(torch.tensor([1 + 2**-20, 3.0]))
+    expected = running_mean.clone()
+    assert torch.equal(module.half().float().get_buffer("running_mean"), expected)

@@ -27,10 +27,9 @@ CASES = pairs(
 )
 # Outputs of each dtype that are written past the cache; the other cases of one layout differ from
 # these in alignment alone.
-STREAMED = streamed_cases()
 STREAMED = [
     case if case.layout in ("contiguous", "channels_last") else pytest.param(case, marks=EXHAUSTIVE)
-    for case in STREAMED
+    for case in streamed_cases()
 ]
 
 

@@ -38,6 +38,8 @@ from tests.support.tolerances import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tests.support.tables import Tensors
+
 training_and_eval = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 
 
@@ -71,7 +73,7 @@ def test_constant_channel_gives_exactly_bias(layout: str, dtype: torch.dtype, de
     assert torch.equal(y, bias.expand_as(y))
 
 
-def _stock_results(tensors, training: bool) -> dict[str, Tensor]:
+def _stock_results(tensors: Tensors, training: bool) -> dict[str, Tensor]:
     """Stock's results on the same tensors, or on contiguous ones where it takes no others."""
     y = F.batch_norm(
         tensors.x,
@@ -217,11 +219,11 @@ def test_vectors_of_any_shape(training: bool, device: str) -> None:
     """Forward looks at the number of elements only, as stock's does."""
     tensors = make(Case("image-49", SHAPES["image-49"], "contiguous", torch.float32), device)
     vectors = (tensors.running_mean, tensors.running_var, tensors.weight, tensors.bias)
-    tall = [vector.clone().reshape(-1, 1) for vector in vectors]
+    mean, var, weight, bias = (vector.clone().reshape(-1, 1) for vector in vectors)
     y = fastbn.batch_norm(tensors.x, *vectors, training)
-    assert torch.equal(fastbn.batch_norm(tensors.x, *tall, training), y)
-    assert torch.equal(tall[0].flatten(), tensors.running_mean)
-    assert torch.equal(tall[1].flatten(), tensors.running_var)
+    assert torch.equal(fastbn.batch_norm(tensors.x, mean, var, weight, bias, training), y)
+    assert torch.equal(mean.flatten(), tensors.running_mean)
+    assert torch.equal(var.flatten(), tensors.running_var)
 
 
 # Infinity minus infinity is NaN, in vectors of each dtype and loops of each layout; segments
@@ -279,6 +281,7 @@ def test_empty_batch(
         training,
     )
     y.backward(tensors.dy)
+    assert tensors.x.grad is not None
     assert (y.shape, y.dtype, tensors.x.grad.shape) == (shape, dtype, shape)
     assert torch.equal(tensors.weight.grad, torch.zeros_like(tensors.weight))
     assert torch.equal(tensors.bias.grad, torch.zeros_like(tensors.bias))
