@@ -93,7 +93,7 @@ WHOLE = Scale()
 
 def _run(
     operator: str, arguments: tuple[Any, ...], device: str, scale: Scale, algorithm: str, seed: int
-) -> Any:
+) -> tuple[Any, Report]:
     ops = _ops()
     ops.configure(seed, device, algorithm, scale.multiprocessors, scale.shared_bytes)
     results = getattr(ops, operator)(*arguments)

@@ -70,8 +70,8 @@ def _judge(
             continue
         try:
             assert_near(result, expected[name], name, condition)
-        except AssertionError as error:
-            wrong.append(str(error))
+        except AssertionError as failure:
+            wrong.append(str(failure))
         if name in ("y", "dx"):
             error = (result.double() - expected[name].value).abs()
             unit = torch.finfo(result.dtype).eps * expected[name].scale

@@ -75,8 +75,9 @@ class TensorWithoutMemory(torch.Tensor):
 
 def test_operators_say_what_is_missing() -> None:
     """Whatever way a tensor on a GPU comes to the CUDA backend, it answers and does not crash."""
-    x = torch.Tensor._make_wrapper_subclass(TensorWithoutMemory, (2, 3, 4, 4), device="cuda")
-    vector = torch.Tensor._make_wrapper_subclass(TensorWithoutMemory, (3,), device="cuda")
+    gpu = torch.device("cuda")
+    x = torch.Tensor._make_wrapper_subclass(TensorWithoutMemory, (2, 3, 4, 4), device=gpu)
+    vector = torch.Tensor._make_wrapper_subclass(TensorWithoutMemory, (3,), device=gpu)
     operators = torch.ops.fastbn
     with torch._C._DisableTorchDispatch():
         with pytest.raises(RuntimeError, match=NO_GPU):
