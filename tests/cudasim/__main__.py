@@ -25,7 +25,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.cudasim", description=__doc__)
-    parser.add_argument("--op", choices=("forward", "backward", "eval"), default="forward")
+    parser.add_argument("--op", choices=("forward", "backward", "eval", "steps"), default="forward")
     parser.add_argument("--shape", type=_shape, required=True, metavar="N,C,...")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="bfloat16"
@@ -59,15 +59,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     dtype = getattr(torch, options.dtype)
     layout = options.layout if len(options.shape) > 2 else "contiguous"
     tensors = tables.make(tables.Case("given", options.shape, layout, dtype))
-    operation = verify.verify_backward if options.op == "backward" else verify.verify_forward
-    verdict = operation(
-        tensors,
-        training=options.op != "eval",
-        device=options.device,
-        scale=Scale(options.multiprocessors, options.shared_bytes),
-        algorithm=options.algorithm,
-        seeds=range(options.seed, options.seed + options.seeds),
-    )
+    where: dict[str, Any] = {
+        "device": options.device,
+        "scale": Scale(options.multiprocessors, options.shared_bytes),
+        "seeds": range(options.seed, options.seed + options.seeds),
+    }
+    if options.op == "steps":
+        verdict = verify.verify_steps(tensors, **where)
+    else:
+        operation = verify.verify_backward if options.op == "backward" else verify.verify_forward
+        training = options.op != "eval"
+        verdict = operation(tensors, training=training, algorithm=options.algorithm, **where)
     report = verdict.report
     elements = math.prod(options.shape)
     parts = [report.activations, report.vectors, report.workspace]

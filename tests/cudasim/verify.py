@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.support import oracle
+from tests.support import oracle, step_checks
 from tests.support.tolerances import assert_near
 
-from . import WHOLE, Report, Scale, backward, forward
+from . import (
+    WHOLE,
+    Report,
+    Scale,
+    backward,
+    backward_elemt,
+    backward_reduce,
+    elemt,
+    forward,
+    stats,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +32,9 @@ if TYPE_CHECKING:
 
 EPS = 1e-5
 MOMENTUM = 0.1
+
+# Of processes in a batch, for the steps apart.
+SHARES = (1, 0, 5, 2)
 
 Results = dict[str, "Tensor"]
 
@@ -189,3 +202,51 @@ def verify_backward(
 
     expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
     return _judge(run, expected, seeds, condition)
+
+
+def step_operators(reports: list[Report], **options: Any) -> step_checks.StepOperators:
+    """The steps apart by the signatures of ``fastbn.ops``; reports are kept."""
+
+    def kept(operator: Callable[..., tuple[Any, Report]]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            results, report = operator(*arguments, **options)
+            reports.append(report)
+            return results
+
+        return call
+
+    return step_checks.StepOperators(
+        kept(stats), kept(elemt), kept(backward_reduce), kept(backward_elemt)
+    )
+
+
+def verify_steps(
+    tensors: Tensors, *, device: str = "h200", scale: Scale = WHOLE, seeds: range = range(1)
+) -> Verdict:
+    """Forward in two steps of several processes, which must end with the same bits.
+
+    Args:
+        tensors: see verify_forward.
+        device: see verify_forward.
+        scale: see verify_forward.
+        seeds: see verify_forward.
+
+    Returns:
+        The verdict, with the report of the last launch.
+    """
+    parts = tensors.x.split(step_checks.parts_of(tensors.x.shape[0], SHARES))
+
+    def run(seed: int) -> tuple[Results, Report]:
+        reports: list[Report] = []
+        operators = step_operators(reports, device=device, scale=scale, seed=seed)
+        found = step_checks.forward(operators, tensors, parts, momentum=MOMENTUM)
+        results = {"y": torch.cat(found.ys), "mean": found.mean, "invstd": found.invstd}
+        running = {"running_mean": found.running_mean, "running_var": found.running_var}
+        return {**results, **running}, reports[-1]
+
+    statistics = oracle.batch_statistics(tensors.x, EPS)
+    expected = {"y": oracle.output(tensors.x, tensors.weight, tensors.bias, statistics)}
+    expected.update(oracle.saved_statistics(statistics))
+    before = (tensors.running_mean, tensors.running_var)
+    expected.update(oracle.running_statistics(statistics, *before, MOMENTUM))
+    return _judge(run, expected, seeds, condition=1.0)

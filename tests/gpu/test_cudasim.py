@@ -339,6 +339,13 @@ FAULTS = {
         ["--shape", "8,16,32,32", "--algorithm", "persistent_grid"],
         "which another thread wrote, with no fence_device() or barrier since",
     ),
+    "statistics-updated-by-every-block": (
+        "algorithms/two_pass.cuh",
+        "return combine_forward<acc_t>(op, channel, mapping.split() == 0);",
+        "return combine_forward<acc_t>(op, channel, true);",
+        ["--op", "steps", "--shape", "64,8,56,56"],
+        "of buffer 'running_mean' of 32 bytes, which another thread wrote",
+    ),
     "kernel-that-does-not-wait": (
         "algorithms/two_pass.cuh",
         "  gpu::wait_for_previous_kernel();\n"

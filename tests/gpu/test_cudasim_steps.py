@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests import cudasim
 from tests.cudasim import Report, Scale
+from tests.cudasim.verify import step_operators
 from tests.support.pairs import pairs
-from tests.support.step_checks import EPS, StepOperators, check, exchange, forward, parts_of
+from tests.support.step_checks import EPS, check, exchange, forward, parts_of
 from tests.support.tables import DTYPES, Case, make
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def operators(reports: list[Report], **options: Any) -> StepOperators:
-    """The simulated GPU's, whose reports are kept."""
-
-    def kept(operator: Callable[..., tuple[Any, Report]]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            results, report = operator(*arguments, **options)
-            reports.append(report)
-            return results
-
-        return call
-
-    return StepOperators(
-        kept(cudasim.stats),
-        kept(cudasim.elemt),
-        kept(cudasim.backward_reduce),
-        kept(cudasim.backward_elemt),
-    )
+    pass
 
 
 # As many splits as blocks fit the device are merged by whichever comes last: a small one has few.
@@ -79,7 +61,7 @@ def test_parts_make_one_batch(
     tensors = make(Case(name, SHAPES[name], layout, dtype))
     eighths, batch = CUTS[cut], SHAPES[name][0]
     sizes = parts_of(batch, eighths)
-    steps = operators(reports, scale=SMALL, seed=seed)
+    steps = step_operators(reports, scale=SMALL, seed=seed)
     check(steps, tensors, sizes, additive=additive, momentum=momentum)
 
 
@@ -90,7 +72,7 @@ def test_fewer_than_two_values_leave_running_statistics_alone(
 ) -> None:
     tensors = make(Case("few", (2, 24), "contiguous", torch.float32))
     parts = tensors.x[:batch].split([batch, 0])
-    found = forward(operators([]), tensors, parts, momentum=momentum)
+    found = forward(step_operators([]), tensors, parts, momentum=momentum)
     assert float(found.count) == batch
     assert torch.equal(found.running_mean, tensors.running_mean)
     assert torch.equal(found.running_var, tensors.running_var)

@@ -389,7 +389,7 @@ OLD_NAMES = {
 
 
 @pytest.mark.parametrize("old", OLD_NAMES)
-def test_old_names_in_the_environment_still_work(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_names_in_the_environment_still_work(old: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a warning that says the new one; arguments take the new ones alone."""
     monkeypatch.setenv("FASTBN_CUDA_ALGORITHM", old)
     with pytest.warns(UserWarning, match=f"={old} is called {OLD_NAMES[old]} now"):
