@@ -30,6 +30,7 @@ from benchmarks.providers import PROVIDERS, Provider, WithEpilogue
 from benchmarks.rows import COPY, groups, read
 from benchmarks.shapes import Shape, shape_sets
 from benchmarks.timing import Timing
+from tests.support.pairs import EXHAUSTIVE
 
 MEBI = 1 << 20
 BOTH = {name: PROVIDERS[name] for name in ("fastbn", "stock")}
@@ -185,11 +186,18 @@ def test_failing_providers_do_not_stop_the_others(device: str) -> None:
     assert {row.provider for row in rows} == {"fastbn", "stock", COPY}
 
 
+FUSED = BenchmarkCase("image", Shape((4, 8, 6, 6)), torch.float32, "channels_last", "add+relu")
+
+
 def test_compiled_is_stock_compiled() -> None:
-    case = BenchmarkCase("image", Shape((4, 8, 6, 6)), torch.float32, "channels_last", "add+relu")
-    module = PROVIDERS["compiled"].build(case)
+    module = PROVIDERS["compiled"].build(FUSED)
     assert isinstance(module, torch._dynamo.OptimizedModule)
     assert type(module.norm) is nn.BatchNorm2d
+
+
+@EXHAUSTIVE  # compiling takes half a minute
+def test_compiled_is_measured() -> None:
+    case = FUSED
     rows, wrong = measure_case(case, {**BOTH, "compiled": PROVIDERS["compiled"]}, 0.001)
     assert wrong == []
     assert [row.provider for row in rows if row.subject.measured == "forward"] == [
