@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import fastbn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Class of stock, its counterpart, and an input for it.
 CLASSES = [
@@ -157,7 +161,7 @@ def parametrized() -> nn.BatchNorm2d:
     return module
 
 
-LOOKALIKES = {
+LOOKALIKES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Renormalized(3), "subclass"),
     "parametrized": (parametrized, "parametrized"),
     "lazy": (lambda: nn.LazyBatchNorm2d(), "no parameters yet"),
@@ -222,10 +226,10 @@ def test_reverted_16_bit_module_computes(dtype: torch.dtype, device: str) -> Non
     module = fastbn.convert(nn.BatchNorm2d(3)).to(device, dtype)
     x = torch.randn(4, 3, 5, 5).to(device, dtype)
     module(x)
-    assert module.running_mean.dtype == torch.float32
+    assert module.get_buffer("running_mean").dtype == torch.float32
     expected = module.eval()(x)
     fastbn.revert(module)
-    assert module.running_mean.dtype == dtype
+    assert module.get_buffer("running_mean").dtype == dtype
     resolution = torch.finfo(dtype).eps
     torch.testing.assert_close(module(x), expected, rtol=4 * resolution, atol=4 * resolution)
 
@@ -250,7 +254,8 @@ def test_running_statistics_survive_moves_in_float32(
     module = fastbn.convert(stock).bfloat16() if converted_first else stock.bfloat16()
     module = fastbn.convert(module).to(device)
     exact = torch.tensor([1 + 2**-20, -3 - 2**-19, 1e-9], device=device)
-    module.running_mean.copy_(exact), module.running_var.copy_(exact.abs())
+    module.get_buffer("running_mean").copy_(exact)
+    module.get_buffer("running_var").copy_(exact.abs())
     moved = MOVES[move](module)
     for name, expected in (("running_mean", exact), ("running_var", exact.abs())):
         statistic = getattr(moved, name)

@@ -7,6 +7,7 @@ kernels for GPUs say less than the CPU's, or nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,7 +68,7 @@ def refusals(call: Callable[[str], object], device: str) -> list[tuple[type, str
     said = []
     for where in dict.fromkeys((device, "cpu")):
         try:
-            error = caught(lambda where=where: call(where))
+            error = caught(partial(call, where))
         except AssertionError:
             assert where != "cpu"  # there is always something to compare with
             continue
@@ -91,6 +92,12 @@ def requiring_grad(values: torch.Tensor) -> torch.Tensor:
     return values.requires_grad_()
 
 
+def of_ones(channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Running statistics, weight and bias."""
+    ones = torch.ones(channels)
+    return ones, ones, ones, ones
+
+
 # Fresh arguments for each of the two functions; in the order of stock's own checks.
 SAME_WORDS: dict[str, Callable[[], Call]] = {
     "one value per channel": lambda: Call(torch.randn(1, 3, 1, 1)),
@@ -100,18 +107,18 @@ SAME_WORDS: dict[str, Callable[[], Call]] = {
     "eps zero": lambda: Call(eps=0.0),
     "eps negative": lambda: Call(eps=-1.0),
     "eps tiny negative": lambda: Call(eps=-1e-05),
-    "eps negative, evaluation": lambda: Call(training=False, eps=-1.0),
+    "eps negative, eval": lambda: Call(training=False, eps=-1.0),
     "one value before eps": lambda: Call(torch.randn(1, 3), eps=0.0),
-    "no channels": lambda: Call(torch.ones(2, 0, 4), *[torch.ones(0)] * 4),
+    "no channels": lambda: Call(torch.ones(2, 0, 4), *of_ones(0)),
     "running_mean, wrong channels": lambda: Call(running_mean=torch.zeros(4)),
     "running_var, wrong channels": lambda: Call(running_var=torch.zeros(4)),
     "both statistics, wrong channels": lambda: Call(torch.randn(2, 4, 3)),
     "weight, wrong channels": lambda: Call(weight=torch.zeros(4)),
     "bias, wrong channels": lambda: Call(bias=torch.zeros(2)),
     "weight before bias": lambda: Call(weight=torch.zeros(4), bias=torch.zeros(2)),
-    "evaluation, no statistics": lambda: Call(running_mean=None, running_var=None, training=False),
-    "evaluation, no variance": lambda: Call(running_var=None, training=False),
-    "evaluation, no mean": lambda: Call(running_mean=None, training=False),
+    "eval, no statistics": lambda: Call(running_mean=None, running_var=None, training=False),
+    "eval, no variance": lambda: Call(running_var=None, training=False),
+    "eval, no mean": lambda: Call(running_mean=None, training=False),
     "training, no variance": lambda: Call(running_var=None),
     "training, no mean": lambda: Call(running_mean=None),
     "int64": of_dtype(torch.int64),
@@ -121,9 +128,7 @@ SAME_WORDS: dict[str, Callable[[], Call]] = {
     "complex64": of_dtype(torch.complex64),
     "float8": of_dtype(torch.float8_e4m3fn),
     "channels before dtype": lambda: Call(torch.ones(2, 4, 3).long()),
-    "float64 with float32 parameters": lambda: Call(
-        torch.randn(2, 3, 4).double(), *[torch.ones(3)] * 4
-    ),
+    "float64 with float32 parameters": lambda: Call(torch.randn(2, 3, 4).double(), *of_ones(3)),
     "float32 with float64 statistics": lambda: Call(
         running_mean=torch.zeros(3).double(), running_var=torch.ones(3).double()
     ),
@@ -131,7 +136,7 @@ SAME_WORDS: dict[str, Callable[[], Call]] = {
     "float32 with integer weight": lambda: Call(weight=torch.ones(3).long()),
     "running_mean requires grad": lambda: Call(running_mean=requiring_grad(torch.zeros(3))),
     "running_var requires grad": lambda: Call(running_var=requiring_grad(torch.ones(3))),
-    "statistics require grad, evaluation": lambda: Call(
+    "statistics require grad, eval": lambda: Call(
         running_mean=requiring_grad(torch.zeros(3)), training=False
     ),
     "statistics on another device": lambda: Call(running_mean=torch.zeros(3, device="meta")),
@@ -169,7 +174,7 @@ def test_refused_with_stock_exception(name: str, device: str) -> None:
 
 
 @pytest.mark.skipif(not TAKES_EPS_ZERO, reason="not in this version of stock")
-def test_evaluation_with_eps_zero_is_legal(device: str) -> None:
+def test_eval_with_eps_zero_is_legal(device: str) -> None:
     call = Call(training=False, eps=0.0).on(device)
     torch.testing.assert_close(call.make(fastbn.batch_norm), call.make(F.batch_norm))
 
@@ -230,22 +235,23 @@ def test_refused_batches_are_counted_as_stock_counts_them(
         module.eps = 0.0
         with pytest.raises(ValueError, match="eps must be positive"):
             module(torch.randn(2, 3, 3, 3, device=device))
-    assert modules[0].num_batches_tracked.item() == modules[1].num_batches_tracked.item() == 3
+    assert [module.get_buffer("num_batches_tracked").item() for module in modules] == [3, 3]
 
 
-def test_evaluation_without_statistics_wants_two_values(device: str) -> None:
+def test_eval_without_statistics_wants_two_values(device: str) -> None:
     x = torch.randn(1, 3, 1, 1, device=device)
     classes = (nn.BatchNorm2d, fastbn.BatchNorm2d)
     modules = [cls(3, track_running_stats=False, device=device).eval() for cls in classes]
-    stock, ours = (caught(lambda module=module: module(x)) for module in modules)
+    stock, ours = (caught(partial(module, x)) for module in modules)
     assert type(ours) is type(stock)
     assert str(ours) == str(stock)
 
 
 def test_module_refuses_momentum_that_is_no_number(device: str) -> None:
     x = torch.randn(2, 3, 3, 3, device=device)
-    stock = caught(lambda: nn.BatchNorm2d(3, momentum="much", device=device)(x))
-    ours = caught(lambda: fastbn.BatchNorm2d(3, momentum="much", device=device)(x))
+    momentum: Any = "much"
+    stock = caught(lambda: nn.BatchNorm2d(3, momentum=momentum, device=device)(x))
+    ours = caught(lambda: fastbn.BatchNorm2d(3, momentum=momentum, device=device)(x))
     assert described(ours) == described(stock)
 
 

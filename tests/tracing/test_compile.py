@@ -31,7 +31,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def network(device: str, **options: Any) -> nn.Module:
+def network(device: str, **options: Any) -> nn.Sequential:
     return fastbn.convert(
         nn.Sequential(
             nn.Conv2d(3, 4, 3, bias=False),
@@ -54,7 +54,10 @@ def steps(
         y = call(torch.randn(size, 3, 9, 9, device=device))
         y.square().mean().backward()
         outputs.append(y.detach())
-    return [*outputs, *(p.grad for p in model.parameters()), *model.buffers()]
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        outputs.append(parameter.grad)
+    return [*outputs, *model.buffers()]
 
 
 def assert_compiles(model: nn.Module, backend: str) -> None:
@@ -93,7 +96,7 @@ def test_cumulative_average_is_compiled_once(device: str) -> None:
     counter = CompileCounterWithBackend(TRACING)
     steps(model, torch.compile(model, fullgraph=True, backend=counter), batches=5)
     assert counter.frame_count == 1
-    assert model[1].num_batches_tracked == 5
+    assert model[1].get_buffer("num_batches_tracked") == 5
 
 
 def test_batch_of_any_size(device: str) -> None:
@@ -141,7 +144,7 @@ def test_bare_module(device: str) -> None:
     module.compile(fullgraph=True, backend=TRACING)
     x = torch.randn(4, 3, 5, 5, device=device)
     assert torch.equal(module(x), eager(x))
-    assert torch.equal(module.running_var, eager.running_var)
+    assert torch.equal(module.get_buffer("running_var"), eager.get_buffer("running_var"))
 
 
 def test_gradients_compiled_into_the_graph(device: str) -> None:
@@ -151,7 +154,8 @@ def test_gradients_compiled_into_the_graph(device: str) -> None:
         def loss(weight: Tensor) -> Tensor:
             return fastbn.batch_norm(x, None, None, weight, None, True).pow(3).sum()
 
-        return torch.func.grad(loss)(weight)
+        gradient: Tensor = torch.func.grad(loss)(weight)
+        return gradient
 
     x, weight = torch.randn(4, 3, 5, device=device), torch.randn(3, device=device)
     compiled = torch.compile(step, fullgraph=True, backend=TRACING)
