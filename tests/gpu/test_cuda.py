@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fastbn.planning import Op
+
 if MISSING is not None and not REQUIRED:
     reason = f"{MISSING}; FASTBN_REQUIRE_CUDA=1 takes that for a failure"
     pytest.skip(reason, allow_module_level=True)
@@ -103,7 +105,8 @@ def test_calls_in_a_row_wait_for_each_other(size: str, layout: str) -> None:
     """Each reads what the last one wrote, though kernels may start before others end."""
     chain = [Step.make(SHAPES[size], layout) for _ in range(30)]
     results = []
-    for wait in (torch.cuda.synchronize, lambda: None, lambda: None):
+    waits: list[Callable[[], None]] = [torch.cuda.synchronize, lambda: None, lambda: None]
+    for wait in waits:
         x, outputs = chain[0].x, []
         modules = [step.twin().module for step in chain]
         for module in modules:
@@ -207,8 +210,8 @@ def test_launches(size: str, layout: str) -> None:
         lambda: torch.autograd.grad(y, [x, module.weight, module.bias], step.dy, retain_graph=True)
     )
     forward = kernels(lambda: module(x))
-    evaluation = kernels(torch.no_grad()(lambda: module.eval()(x)))
-    launched = {"forward": forward, "backward": backward, "eval": evaluation}
+    evaluated = kernels(torch.no_grad()(lambda: module.eval()(x)))
+    launched: dict[Op, list[str]] = {"forward": forward, "backward": backward, "eval": evaluated}
     most = {"forward": 1, "backward": 1, "eval": 1}
     if size != "one_block":
         most.update(forward=2, backward=2)
@@ -241,10 +244,10 @@ def test_forward_refuses_tensors_of_two_devices(stray: str, device: str) -> None
     for name in ("running_mean", "running_var"):
         assert torch.equal(vectors[name], before[name])
     if stray in VECTORS:
-        given = [vectors[name] for name in ("running_mean", "running_var", "weight", "bias")]
+        weight, bias, mean, var = (vectors[name] for name in VECTORS)
         for training in (True, False):
             with pytest.raises(RuntimeError, match=words):
-                fastbn.batch_norm(tensors.x.requires_grad_(), *given, training)
+                fastbn.batch_norm(tensors.x.requires_grad_(), mean, var, weight, bias, training)
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
@@ -410,13 +413,15 @@ def test_training_step_under_autocast(dtype: torch.dtype, layout: str) -> None:
         nn.Conv2d(16, 24, 3, bias=False),
         nn.BatchNorm2d(24),
     )
-    model = fastbn.convert(model).to(GPU, memory_format=getattr(torch, layout))
+    target: dict[str, Any] = {"device": GPU, "memory_format": getattr(torch, layout)}
+    model = fastbn.convert(model).to(**target)
     norms = [module for module in model if isinstance(module, fastbn.BatchNorm2d)]
     passed: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor], y: Tensor) -> None:
         passed.append((inputs[0], y))
-        inputs[0].retain_grad(), y.retain_grad()
+        for tensor in passed[-1]:
+            tensor.retain_grad()
 
     for norm in norms:
         norm.register_forward_hook(keep)
@@ -429,11 +434,16 @@ def test_training_step_under_autocast(dtype: torch.dtype, layout: str) -> None:
     scaler.scale(loss).backward()
     for norm, (into, out) in zip(norms, passed, strict=True):
         assert into.dtype == out.dtype == dtype
-        assert norm.weight.grad.dtype == norm.running_var.dtype == torch.float32
+        dx, dy, dweight, running_var = into.grad, out.grad, norm.weight.grad, norm.running_var
+        assert dx is not None
+        assert dy is not None
+        assert dweight is not None
+        assert running_var is not None
+        assert dweight.dtype == running_var.dtype == torch.float32
         statistics = oracle.batch_statistics(into, norm.eps)
         assert_near(out, oracle.output(into, norm.weight, norm.bias, statistics), "y")
-        expected = oracle.gradients(out.grad, into, norm.weight, statistics, True)
-        assert_near(into.grad, expected["dx"], "dx")
-        assert_near(norm.weight.grad, expected["dweight"], "dweight")
+        expected = oracle.gradients(dy, into, norm.weight, statistics, True)
+        assert_near(dx, expected["dx"], "dx")
+        assert_near(dweight, expected["dweight"], "dweight")
     scaler.step(optimizer)
     assert all(not torch.equal(n.weight, w) for n, w in zip(norms, weights, strict=True))

@@ -58,7 +58,7 @@ def test_replays_of_training_steps(size: str, momentum: float | None, layout: st
 
 @each_layout
 @each_size
-def test_replays_of_evaluation(size: str, layout: str) -> None:
+def test_replays_of_eval(size: str, layout: str) -> None:
     step = Step.make(SHAPES[size], layout)
     step.module.eval()
     twin = step.twin()

@@ -21,7 +21,7 @@ EPS = 1e-5
 
 # Dimensions of size one may have any stride, and both formats may fit: each of these is one that
 # PyTorch's two questions, is_contiguous() and suggest_memory_format(), can disagree about. Large
-# enough for the paths by runs and by tiles.
+# enough for the paths of contiguous and of channels-last activations.
 INPUTS: dict[str, Callable[[str], Tensor]] = {
     "contiguous": lambda device: torch.randn(6, 70, 9, 11, device=device),
     "channels last": lambda device: torch.randn(6, 9, 11, 70, device=device).movedim(-1, 1),

@@ -155,13 +155,17 @@ def test_opcheck(case: Case, device: str) -> None:
     vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
     counter = torch.tensor(3, device=device)
     saved = torch.rand(2, channels, dtype=accumulate_dtype(case.dtype), device=device).unbind()
-    torch.library.opcheck(batch_norm_training, (tensors.x, *vectors, counter, MOMENTUM, EPS))
-    torch.library.opcheck(batch_norm_training, (tensors.x, *[None] * 5, None, EPS))
-    torch.library.opcheck(batch_norm_eval, (tensors.x, *vectors, EPS, True))
-    torch.library.opcheck(batch_norm_eval, (tensors.x, *vectors, EPS, False))
+    train, evaluate, backward = (
+        getattr(torch.ops.fastbn, f"batch_norm_{name}").default
+        for name in ("training", "eval", "backward")
+    )
+    torch.library.opcheck(train, (tensors.x, *vectors, counter, MOMENTUM, EPS))
+    torch.library.opcheck(train, (tensors.x, *[None] * 5, None, EPS))
+    torch.library.opcheck(evaluate, (tensors.x, *vectors, EPS, True))
+    torch.library.opcheck(evaluate, (tensors.x, *vectors, EPS, False))
     for training, wanted in ((True, (True, True, True)), (False, (True, False, True))):
         arguments = (tensors.dy, tensors.x, tensors.weight, *saved, training, *wanted)
-        torch.library.opcheck(batch_norm_backward, arguments)
+        torch.library.opcheck(backward, arguments)
 
 
 def _description(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -175,6 +179,7 @@ def test_tracing_foresees_results(name: str, traced: str, device: str) -> None:
     shape = SHAPES[name]
     for layout in MATRIX_LAYOUTS if len(shape) == 2 else LAYOUTS:
         real = make(Case(name, shape, layout, torch.float32), device)
+        convert: Callable[[torch.Tensor], torch.Tensor]
         if traced == "meta":
             convert = lambda tensor: tensor.to("meta")  # noqa: E731
         else:
@@ -194,14 +199,14 @@ def test_tracing_foresees_results(name: str, traced: str, device: str) -> None:
         assert foreseen == [_description(result) for result in _train(real)]
 
 
-ON_META = {"device": "meta"}
+ON_META: dict[str, Any] = {"device": "meta"}
 X_ON_META = torch.empty(4, 3, 5, 5, **ON_META)
 # Arguments of the function that have no data but are wrong all the same.
 MISUSES: dict[str, tuple[Any, ...]] = {
     "mean": (X_ON_META, torch.ones(4, **ON_META), torch.ones(4, **ON_META), None, None, True),
     "weight": (X_ON_META, None, None, torch.ones(4, **ON_META), None, True),
-    "bias, evaluation": (X_ON_META, *torch.ones(2, 3, **ON_META), None, torch.ones(2, **ON_META)),
-    "no statistics in evaluation": (X_ON_META, None, None),
+    "bias, eval": (X_ON_META, *torch.ones(2, 3, **ON_META), None, torch.ones(2, **ON_META)),
+    "no statistics in eval": (X_ON_META, None, None),
     "one value": (X_ON_META[:1, :, :1, :1], None, None, None, None, True),
     "eps": (X_ON_META, None, None, None, None, True, 0.1, 0.0),
     "other device": (X_ON_META, None, None, torch.ones(3), None, True),

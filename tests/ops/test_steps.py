@@ -101,14 +101,14 @@ def test_one_part_is_what_training_computes(
         tensors.x, tensors.weight, tensors.bias, running_mean, running_var, counter, momentum, EPS
     )
     assert found.batches == int(counter)
-    for ours, whole in (
+    for ours, theirs in (
         (found.ys[0], y),
         (found.mean, mean),
         (found.invstd, invstd),
         (found.running_mean, running_mean),
         (found.running_var, running_var),
     ):
-        torch.testing.assert_close(ours, whole, **AGAINST_STOCK_FLOAT64)
+        torch.testing.assert_close(ours, theirs, **AGAINST_STOCK_FLOAT64)
     row, dweight, dbias = ops.batch_norm_backward_reduce(
         tensors.dy, tensors.x, tensors.weight, mean, invstd, True, True
     )

@@ -43,7 +43,7 @@ def statistics_of(tensors: Tensors, training: bool) -> oracle.Statistics:
 
 
 def check(tensors: Tensors, training: bool, condition: float = 1.0) -> None:
-    """Y, the running statistics (which evaluation leaves alone), and all gradients."""
+    """Y, the running statistics (which eval leaves alone), and all gradients."""
     tensors = tensors.requiring_grad()
     x, weight, bias = tensors.x, tensors.weight, tensors.bias
     statistics = statistics_of(tensors, training)

@@ -88,7 +88,7 @@ def batch_statistics(x: Tensor, eps: float) -> Statistics:
 def given_statistics(
     x: Tensor, running_mean: Tensor, running_var: Tensor, eps: float
 ) -> Statistics:
-    """Those of evaluation."""
+    """Those of eval."""
     mean, var = _double(running_mean).reshape(-1), _double(running_var).reshape(-1)
     count = x.numel() // x.shape[1]
     return Statistics(mean, 0 * mean, var, 1 / (var + eps).sqrt(), count)

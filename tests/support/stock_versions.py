@@ -19,5 +19,5 @@ def _takes_eps_zero() -> bool:
 
 # The constructors can leave out the bias alone.
 TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters
-# Evaluation may have no eps; where it must have, whatever is wrong with eps has other words, too.
+# Eval may have no eps; where it must have, whatever is wrong with eps has other words, too.
 TAKES_EPS_ZERO = _takes_eps_zero()
