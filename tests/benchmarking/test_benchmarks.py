@@ -117,7 +117,7 @@ class Spoiled(WithEpilogue):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is not None:
-            residual = Bent.apply(residual, False, self.result == "dresidual")
+            residual = bent(residual, gradient=self.result == "dresidual")
         y = super().forward(x, residual)
         if self.result == "eval":
             return y if self.training else y * 1.01
@@ -127,7 +127,12 @@ class Spoiled(WithEpilogue):
             return y.double()
         if self.result == "layout":
             return y.contiguous(memory_format=torch.channels_last)
-        return Bent.apply(y, self.result == "y", self.result == "dx")
+        return bent(y, value=self.result == "y", gradient=self.result == "dx")
+
+
+def bent(y: Tensor, *, value: bool = False, gradient: bool = False) -> Tensor:
+    result: Tensor = Bent.apply(y, value, gradient)  # type: ignore[no-untyped-call]
+    return result
 
 
 class Bent(torch.autograd.Function):
@@ -244,7 +249,10 @@ class InPlaceABN(nn.BatchNorm2d):
         assert activation == "identity"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return InPlace.apply(input, self, self.weight, self.bias)
+        y: Tensor = InPlace.apply(  # type: ignore[no-untyped-call]
+            input, self, self.weight, self.bias
+        )
+        return y
 
 
 class BatchNorm2dNHWC(nn.BatchNorm2d):
@@ -401,9 +409,10 @@ def made_up_comparison(copy: float, **seconds: float) -> algorithms.AlgorithmCom
     case = BenchmarkCase(
         "resnet50", Shape((256, 64, 56, 56), 6), torch.bfloat16, "contiguous", device="cuda"
     )
-    question = {"dtype": torch.bfloat16, "device": "h200"}
+    question: dict[str, Any] = {"dtype": torch.bfloat16, "device": "h200"}
     shape = (256, 64, 56, 56)
-    plans = {name: fastbn.plan(shape, algorithm=name, **question) for name in seconds}
+    names: list[Any] = list(seconds)
+    plans = {name: fastbn.plan(shape, algorithm=name, **question) for name in names}
     timings = {name: Timing(s, s, s, 1) for name, s in {**seconds, "copy": copy}.items()}
     chosen = fastbn.plan(shape, algorithm="auto", **question).algorithm
     return algorithms.AlgorithmComparison(case, FORWARD, plans, timings, chosen)

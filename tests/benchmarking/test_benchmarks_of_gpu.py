@@ -202,7 +202,7 @@ def test_all_algorithms_that_fit_are_compared(
             return function(*arguments, **(keywords or {}))
 
     case = small(shape=Shape((64, 64, 14, 14)))
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         comparison = algorithms.compare(case, measured, 0.0)
     assert list(comparison.timings) == [*comparison.plans, COPY]
     assert comparison.chosen in comparison.plans
