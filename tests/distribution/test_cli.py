@@ -17,6 +17,8 @@ from tests.support.devices import DEVICES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastbn.planning import Layout
+
     RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -41,7 +43,7 @@ def test_self_check_is_within_the_resolution_of_each_dtype() -> None:
 def test_self_check_fails_on_wrong_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = cli.batch_norm
+    right = fastbn.batch_norm
     monkeypatch.setattr(cli, "batch_norm", lambda *arguments: right(*arguments) * 1.01)
     assert cli.main([]) == 1
     assert capsys.readouterr().out.count("WRONG") == 4
@@ -88,7 +90,7 @@ def words(row: str) -> str:
     ],
 )
 def test_plan_as_json(
-    op: str, ops: dict[str, int], layout: str, capsys: pytest.CaptureFixture[str]
+    op: str, ops: dict[str, int], layout: Layout, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every row is the plan of fastbn.plan, and totals are what rows of all 53 layers add up to."""
     told = json.loads(planned(capsys, *GIVEN, "--layout", layout, "--op", op, "--json"))

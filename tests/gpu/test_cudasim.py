@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -53,14 +53,13 @@ def test_results(case: tables.Case) -> None:
     """Every algorithm, training and eval, forward and backward, under two schedules."""
     tensors = tables.make(case)
     condition = CONDITION.get((case.data, case.dtype), 1.0)
+    options: dict[str, Any] = {"condition": condition, "seeds": SCHEDULES}
     for operation in (verify_forward, verify_backward):
         for training in (True, False):
-            arguments = {"training": training, "condition": condition, "seeds": SCHEDULES}
-            assert_right(operation(tensors, algorithm="two_pass", **arguments))
+            verdict = operation(tensors, training=training, algorithm="two_pass", **options)
+            assert_right(verdict)
         if sizes(case)[1] <= ONE_BLOCK:
-            verdict = operation(
-                tensors, algorithm="one_block", condition=condition, seeds=SCHEDULES
-            )
+            verdict = operation(tensors, algorithm="one_block", **options)
             assert_right(verdict)
             assert len(verdict.report.launches) == 1
 

@@ -31,7 +31,8 @@ def test_every_way_is_taken(op: Any, dtype: object, gpu_name: str) -> None:
             tensors = selection.inputs(case)
             chosen = fastbn.plan(tensors.x, op=op, device=gpu_name)
             forced = selection.ways(tensors, gpu_name)
-            for algorithm in {chosen.algorithm, *forced}:
+            algorithms: set[Any] = {chosen.algorithm, *forced}
+            for algorithm in algorithms:
                 plan = fastbn.plan(tensors.x, op=op, device=gpu_name, algorithm=algorithm)
                 taken.add((algorithm, plan.mapping, plan.layout, plan.vector_bytes == 16))
     narrow = {

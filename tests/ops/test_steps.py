@@ -295,10 +295,14 @@ def test_opcheck(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device
     sums: Tensor = torch.rand(2, 2 * channels, dtype=torch.float64, device=device)
     count = torch.full((1,), 9.0, dtype=torch.float64, device=device)
     given = (dy, x, tensors.weight, *saved)
+    stats, elemt, backward_reduce, backward_elemt = (
+        getattr(torch.ops.fastbn, f"batch_norm_{name}").default
+        for name in ("stats", "elemt", "backward_reduce", "backward_elemt")
+    )
     for additive in (False, True):
-        torch.library.opcheck(ops.batch_norm_stats, (x, additive))
+        torch.library.opcheck(stats, (x, additive))
     for momentum in (0.1, None):
-        torch.library.opcheck(ops.batch_norm_elemt, (x, rows, False, *vectors, momentum, EPS))
-    torch.library.opcheck(ops.batch_norm_elemt, (x, rows, False, *[None] * 5, 0.1, EPS))
-    torch.library.opcheck(ops.batch_norm_backward_reduce, (*given, True, False))
-    torch.library.opcheck(ops.batch_norm_backward_elemt, (*given, sums, count))
+        torch.library.opcheck(elemt, (x, rows, False, *vectors, momentum, EPS))
+    torch.library.opcheck(elemt, (x, rows, False, *[None] * 5, 0.1, EPS))
+    torch.library.opcheck(backward_reduce, (*given, True, False))
+    torch.library.opcheck(backward_elemt, (*given, sums, count))
