@@ -9,7 +9,7 @@ import torch
 
 from tests import cudasim
 from tests.cudasim import Report, Scale
-from tests.cudasim.verify import step_operators
+from tests.cudasim.verify import step_operators, verify_steps
 from tests.support.pairs import pairs
 from tests.support.step_checks import EPS, check, exchange, forward, parts_of
 from tests.support.tables import DTYPES, Case, make
@@ -30,20 +30,23 @@ SHAPES = {
 }
 # Each with a mapping of its own; the last begins off a vector.
 LAYOUTS = ("contiguous", "channels_last", "batch_minor", "offset")
-# Of a batch in eighths; rows of no values change nothing, even in front.
-CUTS = {"whole": (8,), "uneven": (1, 5, 2), "empty": (0, 3, 0, 5)}
+# Shares of processes in a batch, whether rows are added up, and momentum. Rows of no values change
+# nothing, even in front.
+EXCHANGES: list[tuple[tuple[int, ...], bool, float | None]] = [
+    ((1,), False, 0.1),
+    ((1, 5, 2), True, None),
+    ((0, 3, 0, 5), False, None),
+    ((0, 3, 0, 5), True, 0.1),
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "dtype", "cut", "additive", "momentum", "seed"),
+    ("name", "layout", "dtype", "exchanged"),
     pairs(
         SHAPES,
         LAYOUTS,
         DTYPES,
-        CUTS,
-        (False, True),
-        (0.1, None),
-        range(2),  # of the schedule of threads
+        EXCHANGES,
         where=lambda name, layout, *_: len(SHAPES[name]) > 2 or layout != "channels_last",
     ),
     ids=str,
@@ -52,17 +55,23 @@ def test_parts_make_one_batch(
     name: str,
     layout: str,
     dtype: torch.dtype,
-    cut: str,
-    additive: bool,
-    momentum: float | None,
-    seed: int,
+    exchanged: tuple[tuple[int, ...], bool, float | None],
 ) -> None:
+    shares, additive, momentum = exchanged
     reports: list[Report] = []
     tensors = make(Case(name, SHAPES[name], layout, dtype))
-    eighths, batch = CUTS[cut], SHAPES[name][0]
-    sizes = parts_of(batch, eighths)
-    steps = step_operators(reports, scale=SMALL, seed=seed)
+    sizes = parts_of(SHAPES[name][0], shares)
+    steps = step_operators(reports, scale=SMALL)
     check(steps, tensors, sizes, additive=additive, momentum=momentum)
+
+
+# Threads in another order, as on a GPU that is shared.
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_schedules_do_not_change_a_bit(layout: str) -> None:
+    tensors = make(Case("schedules", SHAPES["image"], layout, torch.float32))
+    verdict = verify_steps(tensors, scale=SMALL, seeds=range(4))
+    assert verdict.wrong == []
+    assert verdict.schedules_differ == 0
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
