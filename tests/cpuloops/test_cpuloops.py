@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.pairs import EXHAUSTIVE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -110,6 +112,9 @@ def build_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], l
     ("build", "capability"),
     [
         (build, capability)
+        if build == "gcc" or (build, capability) == ("aarch64", "default")
+        # Each takes half a minute to compile, or to be emulated.
+        else pytest.param(build, capability, marks=EXHAUSTIVE)
         for build in BUILDS
         for capability in (CAPABILITIES if build == "aarch64" else NATIVE_CAPABILITIES)
     ],
