@@ -1,4 +1,4 @@
-"""Batch normalization for PyTorch that moves as few bytes as the maths allows.
+"""Batch normalization for PyTorch that moves as few bytes as the math allows.
 
 ``fastbn.convert(model)`` puts it in place of every ``torch.nn.BatchNorm*`` of a model.
 """

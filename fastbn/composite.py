@@ -41,7 +41,7 @@ def _check_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor) -> N
 def _has_tangent(tensor: Tensor | None) -> bool:
     if tensor is None or forward_ad._current_level < 0:
         return False
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _update(running: Tensor, batch: Tensor, factor: Tensor | float) -> None:

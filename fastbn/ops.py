@@ -41,7 +41,9 @@ batch_norm_stats: Callable[..., Tensor] = torch.ops.fastbn.batch_norm_stats.defa
 
 # (x, rows, additive, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
 #   -> (y, mean, invstd, count): rows of shape (R, 1 + 2C) combined, finalized and applied to x.
-batch_norm_elemt: Callable[..., FourTensors] = torch.ops.fastbn.batch_norm_elemt.default
+batch_norm_combine_apply: Callable[..., FourTensors] = (
+    torch.ops.fastbn.batch_norm_combine_apply.default
+)
 
 # (dy, x, weight, mean, invstd, want_dweight, want_dbias) -> (row, dweight, dbias): the reduced
 # gradients, float64 of shape (2C), and those of the parameters by dy and x alone.
@@ -50,8 +52,8 @@ batch_norm_backward_reduce: Callable[..., ThreeTensors] = (
 )
 
 # (dy, x, weight, mean, invstd, rows, count) -> dx: rows of shape (R, 2C) combined and applied.
-batch_norm_backward_elemt: Callable[..., Tensor] = (
-    torch.ops.fastbn.batch_norm_backward_elemt.default
+batch_norm_backward_combine_apply: Callable[..., Tensor] = (
+    torch.ops.fastbn.batch_norm_backward_combine_apply.default
 )
 
 
@@ -83,8 +85,18 @@ def check_forward(
         raise ValueError(_say("training_eps", eps))
     if eps < 0.0:
         raise ValueError(_say("eps", eps))
-    if x.numel() == 0:
-        return
+    if x.numel() > 0:
+        _check_vectors(x, weight, bias, running_mean, running_var, training)
+
+
+def _check_vectors(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+) -> None:
     vectors = {
         "running_mean": running_mean,
         "running_var": running_var,
@@ -99,8 +111,7 @@ def check_forward(
             raise RuntimeError(_say("no_statistics", name))
     if (running_mean is None) != (running_var is None):
         raise ValueError(_say("one_statistic"))
-    if x.dtype not in _DTYPES:
-        raise NotImplementedError(_say("dtype", x.dtype))
+    _check_activation(x)
     device = "CPU" if x.is_cpu else "CUDA"
     for vector in vectors.values():
         if vector is None:
@@ -109,6 +120,20 @@ def check_forward(
             raise RuntimeError(_say("mixed_with_float64", device))
         if x.dtype != torch.float64 and vector.dtype not in _DTYPES[1:]:
             raise RuntimeError(_say("mixed_dtypes", device))
+
+
+def _check_activation(x: Tensor) -> None:
+    if x.dtype not in _DTYPES:
+        raise NotImplementedError(_say("dtype", x.dtype))
+    if x.dim() < 2:
+        raise IndexError(_say("dimensions", x.dim()))
+
+
+def _check_rows(x: Tensor, rows: Tensor, row_length: int) -> None:
+    if rows.dim() != 2 or rows.shape[0] == 0 or rows.shape[1] != row_length:
+        raise RuntimeError(_say("rows", row_length, list(x.shape), list(rows.shape)))
+    if rows.dtype != torch.float64:
+        raise RuntimeError(_say("float64", "rows", rows.dtype))
 
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
@@ -191,10 +216,11 @@ def _(
 
 @torch.library.register_fake("fastbn::batch_norm_stats")  # type: ignore[untyped-decorator]
 def _(x: Tensor, additive: bool) -> Tensor:
+    _check_activation(x)
     return x.new_empty(1 + 2 * x.shape[1], dtype=torch.float64)
 
 
-@torch.library.register_fake("fastbn::batch_norm_elemt")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastbn::batch_norm_combine_apply")  # type: ignore[untyped-decorator]
 def _(
     x: Tensor,
     rows: Tensor,
@@ -208,6 +234,10 @@ def _(
     eps: float,
 ) -> FourTensors:
     _check_devices(x, rows, weight, bias, running_mean, running_var, num_batches_tracked)
+    if eps <= 0.0:
+        raise ValueError(_say("training_eps", eps))
+    _check_vectors(x, weight, bias, running_mean, running_var, True)
+    _check_rows(x, rows, 1 + 2 * x.shape[1])
     return _result_like(x), _vector(x, True), _vector(x, True), rows.new_empty(1)
 
 
@@ -227,7 +257,7 @@ def _(
     return row, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
 
 
-@torch.library.register_fake("fastbn::batch_norm_backward_elemt")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("fastbn::batch_norm_backward_combine_apply")  # type: ignore[untyped-decorator]
 def _(
     dy: Tensor,
     x: Tensor,
@@ -238,4 +268,7 @@ def _(
     count: Tensor,
 ) -> Tensor:
     _check_devices(x, dy, weight, mean, invstd, rows, count)
+    _check_rows(x, rows, 2 * x.shape[1])
+    if count.numel() != 1:
+        raise RuntimeError(_say("count", count.numel()))
     return _result_like(x)

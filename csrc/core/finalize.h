@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The formulas between a reduction and what is applied to elements, each for a single channel:
-// mean and invstd, their rounding, the running statistics, and the coefficients. T is double on the
+// The formulas between a reduction and what is applied to elements, each for a single channel: mean
+// and invstd, the running statistics, and the coefficients, which make up for the rounding of the
+// mean. T is double on the
 // host and acc_t on a GPU.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "host_device.h"
 #include "moments.h"
@@ -49,6 +51,21 @@ FASTBN_HOST_DEVICE Affine<T> affine_of(double exact_mean, T mean, T invstd, T we
   const T scale = invstd * weight;
   const T residual = static_cast<T>(exact_mean - mean);
   return {mean, scale, bias - residual * scale};
+}
+
+// Values that the moments of a channel are taken to be of: those of no values are those of one
+// zero.
+FASTBN_HOST_DEVICE double count_or_one(double count) { return count > 0 ? count : 1; }
+
+// Whether a batch of so many values of a channel has an unbiased variance to record. One process
+// has no smaller batch, but all processes together may.
+FASTBN_HOST_DEVICE bool has_unbiased_var(double count) { return count > 1; }
+
+// The weight of a batch in the running statistics; `batches` counts it, and is 0 where nobody
+// counts.
+FASTBN_HOST_DEVICE double blend_factor(bool cumulative, double momentum, int64_t batches) {
+  if (!cumulative) return momentum;
+  return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
 }
 
 // A running statistic after a batch that weighs `factor`.

@@ -62,6 +62,8 @@ struct ChannelVector {
 using InputVector = ChannelVector<const void>;
 using OutputVector = ChannelVector<void>;
 
+// Without elements the layout is kGeneric, and no operation but one that takes Steps::kApply is
+// asked for.
 struct Problem {
   DType dtype = DType::kFloat32;  // of the activations
   Layout layout = Layout::kContiguous;
@@ -101,14 +103,17 @@ enum class Steps : int8_t {
   kApply,   // combines rows of them and goes on
 };
 
-// Partial results of a reduction as processes exchange them: rows of float64, each a count followed
-// by two numbers for every channel, first those of all channels, then these. Forward: mean and m2
-// (the sum of squared deviations from it) or, if rows are to be added up, count * mean and
-// m2 + count * mean^2. Backward: the sums of dy and of dy * (x - mean); rows have no count.
+// Partial results of a reduction as processes exchange them, in rows of float64. A row of forward
+// is a count, then two numbers of each channel, the first of all channels before the second: mean
+// and m2 (the sum of squared deviations from it) or, if rows are to be added up, count * mean and
+// m2 + count * mean^2. Rows that are added lose of the variance's digits what mean^2 / var takes of
+// float64's: where inputs are float64 themselves they had better be gathered. A row of backward is
+// the sums of dy and of dy * (x - mean), without a count.
 struct PartialRows {
-  double* data = nullptr;
+  double* out = nullptr;       // kReduce: one row, written
+  const double* in = nullptr;  // kApply: all rows, read
   int64_t rows = 0;
-  bool additive = false;
+  bool additive = false;  // of forward
 };
 
 // Statistics over all batches.
@@ -131,8 +136,8 @@ struct TrainingForward {
   InputVector weight, bias;
   RunningStatistics running;
   double eps = 0;
-  OutputVector mean, invstd;      // written; accumulate_dtype
-  PartialRows partials;           // kReduce: one row, written; kApply: read
+  OutputVector mean, invstd;  // written; accumulate_dtype
+  PartialRows partials;
   double* total_count = nullptr;  // kApply: written, what the counts of all rows add up to
 };
 
@@ -159,7 +164,7 @@ struct Backward {
   InputVector weight;
   InputVector mean, invstd;
   OutputVector dweight, dbias;  // written; of any dtype
-  PartialRows partials;         // kReduce: one row, written; kApply: read
+  PartialRows partials;
 };
 
 }  // namespace fastbn

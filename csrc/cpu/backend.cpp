@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The torch side of the C++ backend.
+// The torch side of the CPU backend.
 #include <ATen/Parallel.h>
 
 #include "../ops/registration.h"

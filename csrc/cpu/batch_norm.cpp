@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "simd/loops.h"
 
@@ -20,7 +22,10 @@ constexpr int64_t kMinJoinedElements = 1024;
 // FASTBN_CPU_LAYOUT=generic sends everything the general way, to tell a fault of a fast one.
 bool only_generic() {
   static const char* const layout = std::getenv("FASTBN_CPU_LAYOUT");
-  return layout != nullptr && std::strcmp(layout, "generic") == 0;
+  if (layout == nullptr) return false;
+  if (std::strcmp(layout, "generic") == 0) return true;
+  throw std::invalid_argument(std::string("FASTBN_CPU_LAYOUT is '") + layout +
+                              "'; it may be generic");
 }
 
 // The layout to compute in: kGeneric where rows would be shorter than a vector.

@@ -53,10 +53,9 @@ inline double round_to_sums(DType dtype, double value) {
 
 // Weight of the batch in the running statistics; a batch is counted before.
 inline double blend_factor(const RunningStatistics& running) {
-  if (!running.cumulative) return running.momentum;
-  return running.num_batches_tracked == nullptr
-             ? 0.0
-             : 1.0 / static_cast<double>(*running.num_batches_tracked);
+  const int64_t* batches = running.num_batches_tracked;
+  return fastbn::blend_factor(running.cumulative, running.momentum,
+                              batches == nullptr ? 0 : *batches);
 }
 
 inline void update_running(const RunningStatistics& running, int64_t channel, double factor,
@@ -75,8 +74,7 @@ inline Affine<double> finalize_channel(const TrainingForward& op, int64_t channe
   const double mean = round_to_sums(op.problem.dtype, statistics.exact_mean);
   write(op.mean, channel, mean);
   write(op.invstd, channel, statistics.invstd);
-  // Values that other processes have, too, may be none or one.
-  if (op.steps == Steps::kAll || count > 1) update_running(op.running, channel, factor, statistics);
+  if (has_unbiased_var(count)) update_running(op.running, channel, factor, statistics);
   return affine_of(statistics.exact_mean, mean, statistics.invstd, read_or(op.weight, channel, 1),
                    read_or(op.bias, channel, 0));
 }
@@ -84,15 +82,15 @@ inline Affine<double> finalize_channel(const TrainingForward& op, int64_t channe
 // Combines the rows of partial results and finalizes.
 inline Affine<double> combine_channel(const TrainingForward& op, int64_t channel, double factor) {
   const Moments<double> moments = combine_moments(op.partials, op.problem.channels, channel,
-                                                  [&](int64_t i) { return op.partials.data[i]; });
+                                                  [&](int64_t i) { return op.partials.in[i]; });
   if (channel == 0) *op.total_count = moments.count;
-  return finalize_channel(op, channel, moments, moments.count > 0 ? moments.count : 1, factor);
+  return finalize_channel(op, channel, moments, count_or_one(moments.count), factor);
 }
 
 // Leaves the moments of a channel in the row of partial results.
 inline void leave_moments(const TrainingForward& op, int64_t channel, const Moments<double>& all) {
   write_moments(op.partials, op.problem.channels, channel, all,
-                [&](int64_t i, double number) { op.partials.data[i] = number; });
+                [&](int64_t i, double number) { op.partials.out[i] = number; });
 }
 
 inline Affine<double> eval_channel(const EvalForward& op, int64_t channel) {
@@ -129,13 +127,13 @@ inline GradAffine<double> finalize_gradient(const Backward& op, int64_t channel,
 
 inline GradAffine<double> combine_gradient(const Backward& op, int64_t channel) {
   const GradSums<double> sums = combine_grad_sums(op.partials, op.problem.channels, channel,
-                                                  [&](int64_t i) { return op.partials.data[i]; });
+                                                  [&](int64_t i) { return op.partials.in[i]; });
   return finalize_gradient(op, channel, sums, *op.total_count);
 }
 
 inline void leave_grad_sums(const Backward& op, int64_t channel, const GradSums<double>& all) {
   write_grad_sums(op.problem.channels, channel, all,
-                  [&](int64_t i, double number) { op.partials.data[i] = number; });
+                  [&](int64_t i, double number) { op.partials.out[i] = number; });
 }
 
 }  // namespace fastbn::cpu

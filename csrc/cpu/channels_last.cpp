@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Channels-last (NSC) activations and (N, C) matrices, a tile of rows and columns at a time.
+// Channels-last (NSC) activations and (N, C) matrices, a block of rows and columns at a time.
 //
 // The activation is a matrix of N*S rows and C columns. Where C is small, several rows count as one
 // wider row, so that a vector is always full; every column still belongs to one channel. Statistics
-// of all tiles come first, in tasks whose number depends on the shape alone and whose results are
+// of all blocks come first, in tasks whose number depends on the shape alone and whose results are
 // merged in their order; the second pass takes the tasks from the end, to meet what the first left
 // in cache. (Doing some columns after others, so that they stay in cache between the passes, is
 // slower: rows of a power of two collide in it.)
@@ -22,24 +22,24 @@ namespace fastbn::cpu::channels_last {
 namespace {
 
 constexpr int64_t kWideRow = 64;                 // columns to reach by joining rows
-constexpr int64_t kTileRows = 64;                // of a tile: what is summed in acc_t
+constexpr int64_t kBlockRows = 64;               // of a block: what is summed in acc_t
 constexpr int64_t kMinPieceElements = 64 << 10;  // of a task, so that merging costs little
 constexpr int64_t kMaxPieces = 32;               // of a strip, or more to reach kMaxTasks
 constexpr int64_t kMaxTasks = 128;
 
 // The matrix, cut into tasks: a piece (some rows) by a strip (some columns).
-class TileGrid {
+class BlockGrid {
  public:
-  explicit TileGrid(const Problem& problem)
+  explicit BlockGrid(const Problem& problem)
       : joined_(std::max<int64_t>(1, kWideRow / problem.channels)),
         columns_(joined_ * problem.channels),
         rows_(problem.per_channel() / joined_),
         rest_(problem.per_channel() % joined_ * problem.channels),
         strips_((columns_ + kMaxBlockColumns - 1) / kMaxBlockColumns) {
-    const int64_t row_blocks = (rows_ + kTileRows - 1) / kTileRows;
+    const int64_t row_blocks = (rows_ + kBlockRows - 1) / kBlockRows;
     const int64_t most = std::max(kMaxPieces, kMaxTasks / strips_);
     const int64_t wanted = std::clamp<int64_t>(rows_ * columns_ / kMinPieceElements, 1, most);
-    rows_per_piece_ = (row_blocks + wanted - 1) / wanted * kTileRows;
+    rows_per_piece_ = (row_blocks + wanted - 1) / wanted * kBlockRows;
     pieces_ = (rows_ + rows_per_piece_ - 1) / rows_per_piece_;
   }
 
@@ -52,16 +52,16 @@ class TileGrid {
   int64_t rest_begin() const { return rows_ * columns_; }
   int64_t rows_of(int64_t piece) const { return piece_end(piece) - piece * rows_per_piece_; }
 
-  // Calls body(piece, first column, first element, tile) for the tiles of a task.
+  // Calls body(piece, first column, first element, block) for the blocks of a task.
   template <typename Body>
-  void for_each_tile(int64_t task, Body body) const {
+  void for_each_block(int64_t task, Body body) const {
     const int64_t piece = task / strips_;
     const int64_t strip = task % strips_;
     const int64_t column = columns_ * strip / strips_;
     const int64_t width = columns_ * (strip + 1) / strips_ - column;
     const int64_t begin = piece * rows_per_piece_;
-    for (int64_t row = begin; row < piece_end(piece); row += kTileRows) {
-      const int64_t height = std::min(kTileRows, piece_end(piece) - row);
+    for (int64_t row = begin; row < piece_end(piece); row += kBlockRows) {
+      const int64_t height = std::min(kBlockRows, piece_end(piece) - row);
       body(piece, column, row * columns_ + column, Block2d{height, columns_, width});
     }
   }
@@ -82,7 +82,7 @@ char* element(const Problem& problem, const OutputActivation& activation, int64_
 
 // The coefficients of a channel, in all of its columns.
 template <typename Finalize>
-Coefficients coefficients_of(const Problem& problem, const TileGrid& grid, Finalize finalize) {
+Coefficients coefficients_of(const Problem& problem, const BlockGrid& grid, Finalize finalize) {
   Coefficients coefficients(problem, grid.columns());
   for (int64_t channel = 0; channel < problem.channels; ++channel) {
     const auto values = finalize(channel);
@@ -95,30 +95,30 @@ Coefficients coefficients_of(const Problem& problem, const TileGrid& grid, Final
 
 // Two sums per column and piece, pieces outermost.
 struct PieceSums {
-  explicit PieceSums(const TileGrid& grid)
+  explicit PieceSums(const BlockGrid& grid)
       : first(grid.pieces() * grid.columns()), second(grid.pieces() * grid.columns()) {}
 
   std::vector<double> first, second;
 };
 
 // Reads an element behind the last joined row.
-double rest_value(const Problem& problem, const TileGrid& grid, const InputActivation& activation,
+double rest_value(const Problem& problem, const BlockGrid& grid, const InputActivation& activation,
                   int64_t index) {
   return read({activation.data, problem.dtype, 1}, grid.rest_begin() + index);
 }
 
-std::vector<Moments<double>> reduce_statistics(const Problem& problem, const TileGrid& grid,
+std::vector<Moments<double>> reduce_statistics(const Problem& problem, const BlockGrid& grid,
                                                const InputActivation& x) {
   const Loops& inner = loops(problem.dtype);
   PieceSums partial(grid);
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       int64_t seen = 0;
-      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Block2d tile) {
+      grid.for_each_block(task, [&](int64_t piece, int64_t column, int64_t first, Block2d block) {
         const int64_t at = piece * grid.columns() + column;
-        inner.column_moments(element(problem, x, first), tile, seen, &partial.first[at],
+        inner.column_moments(element(problem, x, first), block, seen, &partial.first[at],
                              &partial.second[at]);
-        seen += tile.rows;
+        seen += block.rows;
       });
     }
   });
@@ -146,21 +146,21 @@ std::vector<Moments<double>> reduce_statistics(const Problem& problem, const Til
   return channels;
 }
 
-// Calls also(column, first element, tile) for each tile while it is in cache; `means` holds the
+// Calls also(column, first element, block) for each block while it is in cache; `means` holds the
 // mean of each column.
 template <typename Also>
-std::vector<GradSums<double>> reduce_gradients(const Backward& op, const TileGrid& grid,
+std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGrid& grid,
                                                const Coefficients& means, Also also) {
   const Problem& problem = op.problem;
   const Loops& inner = loops(problem.dtype);
   PieceSums partial(grid);
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      grid.for_each_tile(task, [&](int64_t piece, int64_t column, int64_t first, Block2d tile) {
+      grid.for_each_block(task, [&](int64_t piece, int64_t column, int64_t first, Block2d block) {
         const int64_t at = piece * grid.columns() + column;
-        inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), tile,
+        inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), block,
                                means.mean(column), &partial.first[at], &partial.second[at]);
-        also(column, first, tile);
+        also(column, first, block);
       });
     }
   });
@@ -188,29 +188,29 @@ std::vector<GradSums<double>> reduce_gradients(const Backward& op, const TileGri
   return channels;
 }
 
-// The second pass: apply(column, first element, tile) for all of the matrix, last elements first.
+// The second pass: apply(column, first element, block) for all of the matrix, last elements first.
 template <typename Apply>
-void apply_in_reverse(const TileGrid& grid, const Apply& apply) {
+void apply_in_reverse(const BlockGrid& grid, const Apply& apply) {
   if (grid.rest() > 0) apply(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
   parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t task = end; task-- > begin;) {
-      grid.for_each_tile(task, [&](int64_t, int64_t column, int64_t first, Block2d tile) {
-        apply(column, first, tile);
+      grid.for_each_block(task, [&](int64_t, int64_t column, int64_t first, Block2d block) {
+        apply(column, first, block);
       });
     }
   });
 }
 
-// Applies y = (x - mean) * scale + shift to the tiles it is called with.
+// Applies y = (x - mean) * scale + shift to the blocks it is called with.
 class ApplyForward {
  public:
   ApplyForward(const Problem& problem, const InputActivation& x, const OutputActivation& y,
                const Coefficients& affine)
       : problem_(problem), x_(x), y_(y), affine_(affine), stream_(streams(problem)) {}
 
-  void operator()(int64_t column, int64_t first, const Block2d& tile) const {
+  void operator()(int64_t column, int64_t first, const Block2d& block) const {
     loops(problem_.dtype)
-        .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), tile,
+        .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), block,
                            affine_.affine(column), stream_);
   }
 
@@ -228,11 +228,11 @@ class ApplyBackward {
   ApplyBackward(const Backward& op, const Coefficients& values)
       : op_(op), values_(values), stream_(streams(op.problem)) {}
 
-  void operator()(int64_t column, int64_t first, const Block2d& tile) const {
+  void operator()(int64_t column, int64_t first, const Block2d& block) const {
     const Problem& problem = op_.problem;
     loops(problem.dtype)
         .grad_input_columns(element(problem, op_.dy, first), element(problem, op_.x, first),
-                            element(problem, op_.dx, first), tile, values_.grad_affine(column),
+                            element(problem, op_.dx, first), block, values_.grad_affine(column),
                             stream_);
   }
 
@@ -246,7 +246,7 @@ class ApplyBackward {
 
 void training_forward(const TrainingForward& op) {
   const Problem& problem = op.problem;
-  const TileGrid grid(problem);
+  const BlockGrid grid(problem);
   const double factor = blend_factor(op.running);
   if (op.steps == Steps::kApply) {
     const Coefficients affine = coefficients_of(
@@ -266,7 +266,7 @@ void training_forward(const TrainingForward& op) {
 }
 
 void eval_forward(const EvalForward& op) {
-  const TileGrid grid(op.problem);
+  const BlockGrid grid(op.problem);
   const Coefficients affine =
       coefficients_of(op.problem, grid, [&](int64_t channel) { return eval_channel(op, channel); });
   apply_in_reverse(grid, ApplyForward(op.problem, op.x, op.y, affine));
@@ -274,7 +274,7 @@ void eval_forward(const EvalForward& op) {
 
 void backward(const Backward& op) {
   const Problem& problem = op.problem;
-  const TileGrid grid(problem);
+  const BlockGrid grid(problem);
   const bool wants_dx = op.dx.data != nullptr;
   if (op.steps == Steps::kApply) {
     const Coefficients values = coefficients_of(
@@ -309,8 +309,8 @@ void backward(const Backward& op) {
   // Nothing in dx waits for the sums: both in one pass.
   if (wants_dx && grid.rest() > 0) scale_dy(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
   const auto sums =
-      reduce_gradients(op, grid, means, [&](int64_t column, int64_t first, const Block2d& tile) {
-        if (wants_dx) scale_dy(column, first, tile);
+      reduce_gradients(op, grid, means, [&](int64_t column, int64_t first, const Block2d& block) {
+        if (wants_dx) scale_dy(column, first, block);
       });
   for (int64_t c = 0; c < problem.channels; ++c) save_parameter_gradients(op, c, sums[c]);
 }

@@ -73,9 +73,7 @@ void apply_all(const Problem& problem, const InputActivation& x, const OutputAct
   const ApplyForward apply(problem, x, y);
   const int64_t channels = problem.channels;
   if (problem.layout != Layout::kContiguous) {
-    apply_channels(problem, [&](int64_t channel, const ChannelBlock& block) {
-      apply({channel, 1, channel}, block, values);
-    });
+    apply_channels_in_reverse(problem, values, apply);
     return;
   }
   // Long rows are cut so that even a few of them keep all threads busy.

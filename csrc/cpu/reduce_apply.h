@@ -68,22 +68,6 @@ void apply_channels_in_reverse(const Problem& problem, const Coefficients& value
                });
 }
 
-// The second pass in the order of memory: apply(channel, block).
-template <typename Apply>
-void apply_channels(const Problem& problem, const Apply& apply) {
-  const Partition partition(problem);
-  const int64_t pieces = partition.pieces();
-  parallel_for(problem.channels * pieces, problem.per_channel() / pieces,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t last = partition.piece_end(i % pieces);
-                   for (int64_t b = partition.piece_begin(i % pieces); b < last; ++b) {
-                     apply(i / pieces, partition[b]);
-                   }
-                 }
-               });
-}
-
 // Channels of a contiguous activation that are finalized together, so that the second pass writes
 // so many adjacent bytes where a single channel's rows are short.
 constexpr int64_t kGroupBytes = 4 << 10;

@@ -28,8 +28,9 @@ void backward(const Backward& op, const Plan& plan, void* workspace, void* strea
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
         launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, arrays);
+        return;
       }
-      return;
+      throw not_persistent(plan);
     }
     launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
            arrays);

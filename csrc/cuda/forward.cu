@@ -13,6 +13,10 @@ void training_forward(const TrainingForward& op, const Plan& plan, void* workspa
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
   with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
+    if (op.steps == Steps::kApply) {
+      launch("combine_forward_apply", combine_forward_apply<Mapping>, op, plan.geometry);
+      return;
+    }
     if (plan.algorithm == Algorithm::kOneBlock) {
       launch("one_block_forward", one_block_forward<Mapping>, op, plan.geometry);
       return;
@@ -21,12 +25,9 @@ void training_forward(const TrainingForward& op, const Plan& plan, void* workspa
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
         launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, arrays);
+        return;
       }
-      return;
-    }
-    if (op.steps == Steps::kApply) {
-      launch("combine_forward_apply", combine_forward_apply<Mapping>, op, plan.geometry);
-      return;
+      throw not_persistent(plan);
     }
     launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry, arrays);
     if (op.steps != Steps::kReduce) {

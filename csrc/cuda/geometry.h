@@ -11,8 +11,9 @@
 // Example: x of shape (32, 64, 56, 56), bfloat16, channels last, two passes on an H200 (132 SMs).
 //
 //   matrix     100,352 rows (N*S, the extent) by 64 columns (C, matrix_columns)
-//   vector     8 columns, of 16 bytes; a row has 8 vectors, and one channel tile has all 64
-//   channels splits     132, one per SM: block b has rows [760.2 b, 760.2 (b + 1)), rounded down
+//   vector     8 columns, of 16 bytes; a row has 8 vectors
+//   tiles      1 channel tile, of all 64 channels
+//   splits     132, one per SM: block b has rows [760.2 b, 760.2 (b + 1)), rounded down
 //   block      512 threads: 64 rows of 8 vectors; a thread takes every 64th row of its split, 11 or
 //              12 of them, 8 at once
 //
@@ -26,8 +27,7 @@ namespace fastbn::cuda {
 
 constexpr int kVectorBytes = 16;
 
-// Threads of a warp. The planner counts with it what kernels do with it: gpu/intrinsics.cuh asserts
-// that it is the machine's.
+// Threads of a warp, on every GPU so far. The planner counts with it what kernels do with it.
 constexpr int kWarpThreads = 32;
 
 // The most threads of a block.

@@ -86,6 +86,13 @@ class Launcher {
   gpu::Stream stream_;
 };
 
+// Thrown where a plan asks for a kernel that is not compiled for its mapping: the planner's
+// mistake.
+inline std::logic_error not_persistent(const Plan& plan) {
+  return std::logic_error(std::string("fastbn: no persistent kernels over ") +
+                          name(plan.geometry.mapping));
+}
+
 // Places the arrays of a plan's workspace.
 inline Workspace place(const Plan& plan, void* memory) {
   char* base = static_cast<char*>(memory);

@@ -67,12 +67,15 @@ void check_activation(const at::Tensor& x) {
   TORCH_CHECK_NOT_IMPLEMENTED(is_supported(x.scalar_type()), say(messages::dtype, x.scalar_type()));
 }
 
+void check_dimensions(const at::Tensor& x) {
+  TORCH_CHECK_INDEX(x.dim() >= 2, say(messages::dimensions, x.dim()));
+}
+
 // An input without elements is returned as it is, before anything else is looked at.
 bool check_empty(const at::Tensor& x, const ForwardVectors& vectors) {
   if (x.numel() != 0) return false;
   for (const OptionalTensor* vector : {&vectors.weight, &vectors.bias}) {
-    TORCH_CHECK_INDEX(!*vector || (*vector)->numel() != 0,
-                      "select(): index 0 out of range for tensor of size [0] at dimension 0");
+    TORCH_CHECK_INDEX(!*vector || (*vector)->numel() != 0, messages::no_element);
   }
   return true;
 }
@@ -87,10 +90,7 @@ void check_vectors(const at::Tensor& x, const ForwardVectors& vectors, bool need
               say(messages::no_statistics, "running_var"));
   check_numel("weight", vectors.weight, channels);
   check_numel("bias", vectors.bias, channels);
-  TORCH_CHECK_INDEX(x.dim() >= 2,
-                    "Dimension out of range (batch_norm takes an input of shape "
-                    "(N, C, ...), but got ",
-                    x.dim(), "D)");
+  check_dimensions(x);
   TORCH_CHECK_VALUE(vectors.running_mean.has_value() == vectors.running_var.has_value(),
                     messages::one_statistic);
   check_activation(x);
@@ -106,16 +106,29 @@ void check_training_eps(double eps) {
 
 void check_counter(const at::Tensor& x, const OptionalTensor& num_batches_tracked) {
   if (!num_batches_tracked) return;
-  TORCH_CHECK(num_batches_tracked->scalar_type() == at::kLong && num_batches_tracked->numel() == 1,
-              "num_batches_tracked must be a single int64, but got ", num_batches_tracked->numel(),
-              " elements of ", num_batches_tracked->scalar_type());
+  TORCH_CHECK(
+      num_batches_tracked->scalar_type() == at::kLong && num_batches_tracked->numel() == 1,
+      say(messages::counter, num_batches_tracked->numel(), num_batches_tracked->scalar_type()));
   check_device(x, *num_batches_tracked);
 }
 
 void check_float64(const at::Tensor& x, const char* name, const at::Tensor& given) {
-  TORCH_CHECK(given.scalar_type() == at::kDouble, name, " must be float64, but got ",
-              given.scalar_type());
+  TORCH_CHECK(given.scalar_type() == at::kDouble,
+              say(messages::float64, name, given.scalar_type()));
   check_device(x, given);
+}
+
+// Rows of partial results: float64 of shape (R, row_length).
+void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length) {
+  TORCH_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == row_length,
+              say(messages::rows, row_length, x.sizes(), rows.sizes()));
+  check_float64(x, "rows", rows);
+}
+
+// The number of values of a channel in all rows: float64 of one element.
+void check_count(const at::Tensor& x, const at::Tensor& count) {
+  TORCH_CHECK(count.numel() == 1, say(messages::count, count.numel()));
+  check_float64(x, "count", count);
 }
 
 }  // namespace
@@ -136,50 +149,43 @@ void check_eval(const at::Tensor& x, const ForwardVectors& vectors, double eps) 
 }
 
 void check_stats(const at::Tensor& x) {
-  TORCH_CHECK_INDEX(x.dim() >= 2, "batch_norm_stats takes an input of shape (N, C, ...), but got ",
-                    x.dim(), "D");
+  check_dimensions(x);
   check_activation(x);
 }
 
-void check_elemt(const at::Tensor& x, const at::Tensor& rows, const ForwardVectors& vectors,
-                 const OptionalTensor& num_batches_tracked, double eps) {
+void check_combine_apply(const at::Tensor& x, const at::Tensor& rows, const ForwardVectors& vectors,
+                         const OptionalTensor& num_batches_tracked, double eps) {
   check_training_eps(eps);
   check_vectors(x, vectors, /*needs_statistics=*/false);
   check_rows(x, rows, moments_row_length(x.size(1)));
   check_counter(x, num_batches_tracked);
 }
 
-void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length) {
-  TORCH_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == row_length,
-              "rows must have shape (R, ", row_length, ") for an input of shape ", x.sizes(),
-              ", but got ", rows.sizes());
-  check_float64(x, "rows", rows);
-}
-
-void check_count(const at::Tensor& x, const at::Tensor& count) {
-  TORCH_CHECK(count.numel() == 1, "count must be a single float64, but got ", count.numel(),
-              " elements");
-  check_float64(x, "count", count);
-}
-
 void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd) {
-  TORCH_CHECK(dy.sizes() == x.sizes(), "batch_norm_backward: dy has shape ", dy.sizes(),
-              " and x has shape ", x.sizes(), "; they must be the same");
-  TORCH_CHECK(dy.scalar_type() == x.scalar_type(), "batch_norm_backward: dy is ", dy.scalar_type(),
-              " and x is ", x.scalar_type(), "; they must be the same");
+  TORCH_CHECK(dy.sizes() == x.sizes(), say(messages::gradient_shape, dy.sizes(), x.sizes()));
+  TORCH_CHECK(dy.scalar_type() == x.scalar_type(),
+              say(messages::gradient_dtype, dy.scalar_type(), x.scalar_type()));
   check_vector(x, dy);
   if (x.numel() == 0) return;
   check_activation(x);
-  TORCH_CHECK_INDEX(x.dim() >= 2,
-                    "batch_norm_backward takes an input of shape (N, C, ...), but got ", x.dim(),
-                    "D");
+  check_dimensions(x);
   check_numel("weight", weight, x.size(1));
   check_numel("mean", mean, x.size(1));
   check_numel("invstd", invstd, x.size(1));
   check_vector(x, weight);
   check_vector(x, mean);
   check_vector(x, invstd);
+}
+
+void check_backward_combine_apply(const at::Tensor& dy, const at::Tensor& x,
+                                  const OptionalTensor& weight, const at::Tensor& mean,
+                                  const at::Tensor& invstd, const at::Tensor& rows,
+                                  const at::Tensor& count) {
+  check_backward(dy, x, weight, mean, invstd);
+  check_dimensions(x);
+  check_rows(x, rows, grad_sums_row_length(x.size(1)));
+  check_count(x, count);
 }
 
 }  // namespace fastbn

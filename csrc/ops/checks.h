@@ -21,14 +21,13 @@ void check_training(const at::Tensor& x, const ForwardVectors& vectors,
                     const OptionalTensor& num_batches_tracked, double eps);
 void check_eval(const at::Tensor& x, const ForwardVectors& vectors, double eps);
 void check_stats(const at::Tensor& x);
-void check_elemt(const at::Tensor& x, const at::Tensor& rows, const ForwardVectors& vectors,
-                 const OptionalTensor& num_batches_tracked, double eps);
+void check_combine_apply(const at::Tensor& x, const at::Tensor& rows, const ForwardVectors& vectors,
+                         const OptionalTensor& num_batches_tracked, double eps);
 void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd);
-
-// Rows of partial results, float64 of shape (R, row_length); and a count of values, float64 of one
-// element.
-void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length);
-void check_count(const at::Tensor& x, const at::Tensor& count);
+void check_backward_combine_apply(const at::Tensor& dy, const at::Tensor& x,
+                                  const OptionalTensor& weight, const at::Tensor& mean,
+                                  const at::Tensor& invstd, const at::Tensor& rows,
+                                  const at::Tensor& count);
 
 }  // namespace fastbn

@@ -10,18 +10,27 @@
 namespace fastbn {
 
 // Every message, as MESSAGE(name, text). Each {} stands for an argument.
-#define FASTBN_MESSAGES(MESSAGE)                                                           \
-  MESSAGE(one_value_per_channel,                                                           \
-          "Expected more than 1 value per channel when training, got input size {}")       \
-  MESSAGE(training_eps, "batch_norm eps must be positive during training, but got {}")     \
-  MESSAGE(eps, "batch_norm eps must be non-negative, but got {}")                          \
-  MESSAGE(elements, "{} should contain {} elements not {}")                                \
-  MESSAGE(no_statistics, "{} must be defined in evaluation mode")                          \
-  MESSAGE(one_statistic,                                                                   \
-          "running_mean and running_var must either both be None or neither be None")      \
-  MESSAGE(dtype, "\"batch_norm\" not implemented for '{}'")                                \
-  MESSAGE(mixed_with_float64, "mixed dtype ({}): all inputs must share same datatype.")    \
-  MESSAGE(mixed_dtypes, "mixed dtype ({}): expect parameter to have scalar type of Float") \
+#define FASTBN_MESSAGES(MESSAGE)                                                                  \
+  MESSAGE(one_value_per_channel,                                                                  \
+          "Expected more than 1 value per channel when training, got input size {}")              \
+  MESSAGE(training_eps, "batch_norm eps must be positive during training, but got {}")            \
+  MESSAGE(eps, "batch_norm eps must be non-negative, but got {}")                                 \
+  MESSAGE(elements, "{} should contain {} elements not {}")                                       \
+  MESSAGE(no_statistics, "{} must be defined in evaluation mode")                                 \
+  MESSAGE(one_statistic,                                                                          \
+          "running_mean and running_var must either both be None or neither be None")             \
+  MESSAGE(dtype, "\"batch_norm\" not implemented for '{}'")                                       \
+  MESSAGE(mixed_with_float64, "mixed dtype ({}): all inputs must share same datatype.")           \
+  MESSAGE(mixed_dtypes, "mixed dtype ({}): expect parameter to have scalar type of Float")        \
+  MESSAGE(dimensions,                                                                             \
+          "Dimension out of range (batch_norm takes an input of shape (N, C, ...), but got {}D)") \
+  MESSAGE(no_element, "select(): index 0 out of range for tensor of size [0] at dimension 0")     \
+  MESSAGE(counter, "num_batches_tracked must be a single int64, but got {} elements of {}")       \
+  MESSAGE(gradient_shape, "dy has shape {} and x has shape {}; they must be the same")            \
+  MESSAGE(gradient_dtype, "dy is {} and x is {}; they must be the same")                          \
+  MESSAGE(float64, "{} must be float64, but got {}")                                              \
+  MESSAGE(rows, "rows must have shape (R, {}) for an input of shape {}, but got {}")              \
+  MESSAGE(count, "count must be a single float64, but got {} elements")                           \
   MESSAGE(device, "Tensor on device {} is not on the expected device {}!")
 
 namespace messages {

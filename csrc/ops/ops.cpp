@@ -92,6 +92,7 @@ Activation<Data> activation_of(const at::Tensor& tensor, Data* data) {
               tensor.sizes(), " with strides ", tensor.strides(), "; pass x.contiguous()");
   return activation;
 }
+
 // Memory that is only read is asked for as const: that does not copy a tensor that is copied on
 // write.
 InputActivation input(const at::Tensor& tensor) {
@@ -146,33 +147,34 @@ ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
                                    const OptionalTensor& running_var,
                                    const OptionalTensor& num_batches_tracked,
                                    std::optional<double> momentum, double eps) {
+  at::Tensor y, mean, invstd, weight_view, bias_view;
+  TrainingForward op;
   try {
     check_training(x, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
+    y = empty_result(x);
+    if (x.numel() > 0) {
+      mean = empty_vector(x, channels_of(x), accumulate_type(x));
+      invstd = empty_vector(x, channels_of(x), accumulate_type(x));
+      op.problem = problem_of(x);
+      op.count = static_cast<double>(op.problem.per_channel());
+      op.x = input(x);
+      op.y = output(y);
+      op.weight = input_vector(weight, weight_view);
+      op.bias = input_vector(bias, bias_view);
+      op.running = running_statistics(running_mean, running_var, num_batches_tracked, momentum);
+      op.eps = eps;
+      op.mean = output_vector(mean);
+      op.invstd = output_vector(invstd);
+    }
   } catch (...) {
     count_batch(num_batches_tracked);  // stock counts a batch before it looks at it
     throw;
   }
-  const at::Tensor y = empty_result(x);
   if (x.numel() == 0) {
     count_batch(num_batches_tracked);
     const at::Tensor none = at::zeros({channels_of(x)}, x.options().dtype(accumulate_type(x)));
     return {y, none, none.clone()};
   }
-  const at::Tensor mean = empty_vector(x, channels_of(x), accumulate_type(x));
-  const at::Tensor invstd = empty_vector(x, channels_of(x), accumulate_type(x));
-
-  at::Tensor weight_view, bias_view;
-  TrainingForward op;
-  op.problem = problem_of(x);
-  op.count = static_cast<double>(op.problem.per_channel());
-  op.x = input(x);
-  op.y = output(y);
-  op.weight = input_vector(weight, weight_view);
-  op.bias = input_vector(bias, bias_view);
-  op.running = running_statistics(running_mean, running_var, num_batches_tracked, momentum);
-  op.eps = eps;
-  op.mean = output_vector(mean);
-  op.invstd = output_vector(invstd);
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
   backend.training_forward(op);
   return {y, mean, invstd};
@@ -278,17 +280,19 @@ at::Tensor batch_norm_stats(const Backend& backend, const at::Tensor& x, bool ad
   op.steps = Steps::kReduce;
   op.count = static_cast<double>(op.problem.per_channel());
   op.x = input(x);
-  op.partials = {row.mutable_data_ptr<double>(), 1, additive};
+  op.partials.out = row.mutable_data_ptr<double>();
+  op.partials.rows = 1;
+  op.partials.additive = additive;
   backend.training_forward(op);
   return row;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_elemt(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_combine_apply(
     const Backend& backend, const at::Tensor& x, const at::Tensor& rows, bool additive,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
     std::optional<double> momentum, double eps) {
-  check_elemt(x, rows, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
+  check_combine_apply(x, rows, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
   const at::Tensor y = empty_result(x);
   const at::Tensor mean = empty_vector(x, x.size(1), accumulate_type(x));
   const at::Tensor invstd = empty_vector(x, x.size(1), accumulate_type(x));
@@ -310,13 +314,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_elemt(
   op.running = running_statistics(running_mean, running_var, num_batches_tracked, momentum);
   // Blocks that finalize read the counter while others run: for an average it is counted before.
   op.running.counted = !momentum.has_value();
-  if (op.running.counted) count_batch(num_batches_tracked);
   op.eps = eps;
   op.mean = output_vector(mean);
   op.invstd = output_vector(invstd);
-  op.partials = {const_cast<double*>(all_rows.const_data_ptr<double>()), rows.size(0), additive};
+  op.partials.in = all_rows.const_data_ptr<double>();
+  op.partials.rows = rows.size(0);
+  op.partials.additive = additive;
   op.total_count = count.mutable_data_ptr<double>();
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  if (op.running.counted) count_batch(num_batches_tracked);
   backend.training_forward(op);
   return {y, mean, invstd, count};
 }
@@ -326,30 +332,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_reduce(
     const at::Tensor& mean, const at::Tensor& invstd, bool want_dweight, bool want_dbias) {
   check_backward(dy, x, weight, mean, invstd);
   const at::Tensor row =
-      at::zeros({grad_sums_row_length(channels_of(x))}, x.options().dtype(at::kDouble));
+      at::empty({grad_sums_row_length(channels_of(x))}, x.options().dtype(at::kDouble));
+  if (x.numel() == 0) row.zero_();
   Differentiation wanted;
   wanted.steps = Steps::kReduce;
   wanted.want_dx = false;
   wanted.want_dweight = want_dweight;
   wanted.want_dbias = want_dbias;
-  wanted.partials = {row.mutable_data_ptr<double>(), 1, true};
+  wanted.partials.out = row.mutable_data_ptr<double>();
+  wanted.partials.rows = 1;
   auto [dx, dweight, dbias] = differentiate(backend, dy, x, weight, mean, invstd, wanted);
   return {row, dweight, dbias};
 }
 
-at::Tensor batch_norm_backward_elemt(const Backend& backend, const at::Tensor& dy,
-                                     const at::Tensor& x, const OptionalTensor& weight,
-                                     const at::Tensor& mean, const at::Tensor& invstd,
-                                     const at::Tensor& rows, const at::Tensor& count) {
-  check_backward(dy, x, weight, mean, invstd);
-  check_rows(x, rows, grad_sums_row_length(channels_of(x)));
-  check_count(x, count);
+at::Tensor batch_norm_backward_combine_apply(const Backend& backend, const at::Tensor& dy,
+                                             const at::Tensor& x, const OptionalTensor& weight,
+                                             const at::Tensor& mean, const at::Tensor& invstd,
+                                             const at::Tensor& rows, const at::Tensor& count) {
+  check_backward_combine_apply(dy, x, weight, mean, invstd, rows, count);
   const at::Tensor all_rows = rows.contiguous();
   Differentiation wanted;
   wanted.steps = Steps::kApply;
   wanted.want_dweight = false;
   wanted.want_dbias = false;
-  wanted.partials = {const_cast<double*>(all_rows.const_data_ptr<double>()), rows.size(0), true};
+  wanted.partials.in = all_rows.const_data_ptr<double>();
+  wanted.partials.rows = rows.size(0);
   wanted.total_count = count.const_data_ptr<double>();
   return std::get<0>(differentiate(backend, dy, x, weight, mean, invstd, wanted));
 }

@@ -37,7 +37,7 @@ struct Backend {
            "bool want_dx, bool want_dweight, bool want_dbias) -> "                                 \
            "(Tensor dx, Tensor dweight, Tensor dbias)")                                            \
   OPERATOR(batch_norm_stats, "(Tensor x, bool additive) -> Tensor row")                            \
-  OPERATOR(batch_norm_elemt,                                                                       \
+  OPERATOR(batch_norm_combine_apply,                                                               \
            "(Tensor x, Tensor rows, bool additive, Tensor? weight, Tensor? bias, "                 \
            "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "  \
            "float? momentum, float eps) -> "                                                       \
@@ -45,7 +45,7 @@ struct Backend {
   OPERATOR(batch_norm_backward_reduce,                                                             \
            "(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, bool want_dweight, " \
            "bool want_dbias) -> (Tensor row, Tensor dweight, Tensor dbias)")                       \
-  OPERATOR(batch_norm_backward_elemt,                                                              \
+  OPERATOR(batch_norm_backward_combine_apply,                                                      \
            "(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, Tensor rows, "       \
            "Tensor count) -> Tensor dx")
 
@@ -83,10 +83,11 @@ Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, cons
 // Reduces the statistics of x, which may be empty, to a row of shape (1 + 2C).
 at::Tensor batch_norm_stats(const Backend& backend, const at::Tensor& x, bool additive);
 
-// Combines rows of shape (R, 1 + 2C), finalizes the statistics and applies them; besides what
-// batch_norm_training returns, the number of values of a channel, float64 of one element. Where
-// that is less than 2 the running statistics stay as they are.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_elemt(
+// Two steps in one, so that a collective is followed by a single launch: combines rows of shape (R,
+// 1 + 2C), finalizes the statistics and applies them; besides what batch_norm_training returns, the
+// number of values of a channel, float64 of one element. Where that is less than 2 the running
+// statistics stay as they are.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_combine_apply(
     const Backend& backend, const at::Tensor& x, const at::Tensor& rows, bool additive,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
@@ -98,10 +99,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_reduce(
     const Backend& backend, const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
     const at::Tensor& mean, const at::Tensor& invstd, bool want_dweight, bool want_dbias);
 
-// Combines rows of shape (R, 2C) and applies them: dx. `count` is that of batch_norm_elemt.
-at::Tensor batch_norm_backward_elemt(const Backend& backend, const at::Tensor& dy,
-                                     const at::Tensor& x, const OptionalTensor& weight,
-                                     const at::Tensor& mean, const at::Tensor& invstd,
-                                     const at::Tensor& rows, const at::Tensor& count);
+// Two steps in one, so that a collective is followed by a single launch: combines rows of shape (R,
+// 2C) and applies them: dx. `count` is that of batch_norm_combine_apply.
+at::Tensor batch_norm_backward_combine_apply(const Backend& backend, const at::Tensor& dy,
+                                             const at::Tensor& x, const OptionalTensor& weight,
+                                             const at::Tensor& mean, const at::Tensor& invstd,
+                                             const at::Tensor& rows, const at::Tensor& count);
 
 }  // namespace fastbn

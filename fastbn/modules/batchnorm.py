@@ -5,7 +5,7 @@ Differences from stock, all on purpose:
 * Activation checkpointing runs forward again inside backward; that run, like any forward inside a
   backward, leaves the running statistics and the counter alone. Stock updates both twice a step.
 * Gradients of an evaluation forward stay right when the module trains before its backward.
-* ``momentum=None`` needs no synchronisation with the device and compiles without graph breaks.
+* ``momentum=None`` needs no synchronization with the device and compiles without graph breaks.
 * Input, parameters and running statistics may have different dtypes.
 * 16-bit modules keep running statistics in float32, where small updates are not lost.
 * ``num_batches_tracked`` must be int64, which it is unless somebody replaced it.

@@ -154,7 +154,7 @@ class Plan:
 
     @property
     def share(self) -> float:
-        """``floor_bytes / bytes_moved``: 1 is as few bytes as the maths allows."""
+        """``floor_bytes / bytes_moved``: 1 is as few bytes as the math allows."""
         return self.floor_bytes / self.bytes_moved if self.bytes_moved else 1.0
 
     def __str__(self) -> str:

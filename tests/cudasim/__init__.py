@@ -24,9 +24,9 @@ __all__ = [
     "Report",
     "Scale",
     "backward",
-    "backward_elemt",
+    "backward_combine_apply",
     "backward_reduce",
-    "elemt",
+    "combine_apply",
     "forward",
     "stats",
 ]
@@ -189,11 +189,11 @@ def stats(
     return _run("batch_norm_stats", (x, additive), device, scale, "auto", seed)
 
 
-def elemt(
+def combine_apply(
     *arguments: Any, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Report]:
     """(y, mean, invstd, count) by rows; see :func:`stats`."""
-    return _run("batch_norm_elemt", arguments, device, scale, "auto", seed)
+    return _run("batch_norm_combine_apply", arguments, device, scale, "auto", seed)
 
 
 def backward_reduce(
@@ -203,8 +203,8 @@ def backward_reduce(
     return _run("batch_norm_backward_reduce", arguments, device, scale, "auto", seed)
 
 
-def backward_elemt(
+def backward_combine_apply(
     *arguments: Any, device: str = "h200", scale: Scale = WHOLE, seed: int = 0
 ) -> tuple[Tensor, Report]:
     """Dx by rows; see :func:`stats`."""
-    return _run("batch_norm_backward_elemt", arguments, device, scale, "auto", seed)
+    return _run("batch_norm_backward_combine_apply", arguments, device, scale, "auto", seed)

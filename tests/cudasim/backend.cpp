@@ -49,10 +49,9 @@ void add(const char* name, T* numbers, int64_t count) {
                   /*writable=*/!std::is_const_v<T>);
 }
 
-void add(const Steps& steps, const PartialRows& partials, int64_t row_length) {
-  const int64_t numbers = partials.rows * row_length;
-  if (steps == Steps::kReduce) add("partials", partials.data, numbers);
-  if (steps == Steps::kApply) add("partials", static_cast<const double*>(partials.data), numbers);
+void add(const PartialRows& partials, int64_t row_length) {
+  add("partials", partials.out, partials.rows * row_length);
+  add("partials", partials.in, partials.rows * row_length);
 }
 
 // The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero,
@@ -114,7 +113,7 @@ void training_forward(const TrainingForward& op) {
   add("running_var", op.problem, op.running.var);
   add("num_batches_tracked", op.running.num_batches_tracked, 1);
   add("total_count", op.total_count, 1);
-  add(op.steps, op.partials, moments_row_length(op.problem.channels));
+  add(op.partials, moments_row_length(op.problem.channels));
   const Plan planned = plan(cuda::request(op));
   const SimulatedWorkspace workspace(planned);
   cuda::training_forward(op, planned, workspace.data(), nullptr);
@@ -140,7 +139,7 @@ void backward(const Backward& op) {
   add("dweight", problem, op.dweight);
   add("dbias", problem, op.dbias);
   add("total_count", op.total_count, 1);
-  add(op.steps, op.partials, grad_sums_row_length(problem.channels));
+  add(op.partials, grad_sums_row_length(problem.channels));
   const Plan planned = plan(cuda::request(op));
   const SimulatedWorkspace workspace(planned);
   cuda::backward(op, planned, workspace.data(), nullptr);

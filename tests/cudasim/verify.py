@@ -15,9 +15,9 @@ from . import (
     Report,
     Scale,
     backward,
-    backward_elemt,
+    backward_combine_apply,
     backward_reduce,
-    elemt,
+    combine_apply,
     forward,
     stats,
 )
@@ -216,7 +216,7 @@ def step_operators(reports: list[Report], **options: Any) -> step_checks.StepOpe
         return call
 
     return step_checks.StepOperators(
-        kept(stats), kept(elemt), kept(backward_reduce), kept(backward_elemt)
+        kept(stats), kept(combine_apply), kept(backward_reduce), kept(backward_combine_apply)
     )
 
 

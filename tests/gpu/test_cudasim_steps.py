@@ -101,12 +101,19 @@ def test_launches_and_traffic(layout: str, dtype: torch.dtype) -> None:
     vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
     row, stats = cudasim.stats(x, additive=False)
     rows = exchange([row, row, row], additive=False)
-    (_, mean, invstd, count), elemt = cudasim.elemt(x, rows, False, *vectors, None, 0.1, EPS)
+    (_, mean, invstd, count), combine_apply = cudasim.combine_apply(
+        x, rows, False, *vectors, None, 0.1, EPS
+    )
     given = (dy, x, tensors.weight, mean, invstd)
     (sums, _, _), reduced = cudasim.backward_reduce(*given, True, True)
-    _, applied = cudasim.backward_elemt(*given, exchange([sums] * 3, additive=False), count)
+    _, applied = cudasim.backward_combine_apply(*given, exchange([sums] * 3, additive=False), count)
     size = x.numel() * x.element_size()
-    for report, reads, writes in ((stats, 1, 0), (elemt, 1, 1), (reduced, 2, 0), (applied, 2, 1)):
+    for report, reads, writes in (
+        (stats, 1, 0),
+        (combine_apply, 1, 1),
+        (reduced, 2, 0),
+        (applied, 2, 1),
+    ):
         assert len(report.launches) == 1
         # The first element of each channel is read once more per block, to count means from.
         blocks = report.launches[0]["blocks"]
@@ -114,7 +121,7 @@ def test_launches_and_traffic(layout: str, dtype: torch.dtype) -> None:
         read = report.activations["read_bytes"]
         assert reads * size <= read <= reads * size + extra
         assert report.activations["written_bytes"] == writes * size
-    assert set(elemt.activations["stores"]) == (
+    assert set(combine_apply.activations["stores"]) == (
         {"16"} if layout != "batch_minor" else {str(x.element_size())}
     )
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 OPERATORS = StepOperators(
     ops.batch_norm_stats,
-    ops.batch_norm_elemt,
+    ops.batch_norm_combine_apply,
     ops.batch_norm_backward_reduce,
-    ops.batch_norm_backward_elemt,
+    ops.batch_norm_backward_combine_apply,
 )
 
 # A matrix, which takes the path of channels last; sizes that leave remainders of vectors; and many
@@ -112,7 +112,7 @@ def test_one_part_is_what_training_computes(
     row, dweight, dbias = ops.batch_norm_backward_reduce(
         tensors.dy, tensors.x, tensors.weight, mean, invstd, True, True
     )
-    dx = ops.batch_norm_backward_elemt(
+    dx = ops.batch_norm_backward_combine_apply(
         tensors.dy, tensors.x, tensors.weight, mean, invstd, row[None], found.count
     )
     whole = ops.batch_norm_backward(
@@ -199,7 +199,7 @@ def test_missing_vectors(device: str) -> None:
     tensors = make(Case("bare", (6, 3, 5, 5), "contiguous", torch.float32), device)
     x = tensors.x
     rows = exchange([ops.batch_norm_stats(part, False) for part in x.split(3)], additive=False)
-    y, _, _, _ = ops.batch_norm_elemt(x, rows, False, *[None] * 5, 0.1, EPS)
+    y, _, _, _ = ops.batch_norm_combine_apply(x, rows, False, *[None] * 5, 0.1, EPS)
     torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True))
     check(OPERATORS, replace(tensors, weight=None, bias=None), [2, 4])
 
@@ -213,7 +213,7 @@ def good() -> dict[str, dict[str, Any]]:
     backward = {"dy": x, "x": x, "weight": vector, "mean": vector, "invstd": vector}
     return {
         "stats": {"x": x, "additive": False},
-        "elemt": {
+        "combine_apply": {
             "x": x,
             "rows": torch.ones(2, 7).double(),
             "additive": False,
@@ -226,7 +226,7 @@ def good() -> dict[str, dict[str, Any]]:
             "eps": EPS,
         },
         "backward_reduce": {**backward, "want_dweight": True, "want_dbias": True},
-        "backward_elemt": {
+        "backward_combine_apply": {
             **backward,
             "rows": torch.ones(2, 6).double(),
             "count": torch.ones(1).double(),
@@ -238,21 +238,56 @@ def good() -> dict[str, dict[str, Any]]:
 WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("stats", {"x": torch.ones(3)}, IndexError, r"input of shape \(N, C, ...\), but got 1D"),
     ("stats", {"x": torch.ones(2, 3).long()}, NotImplementedError, "not implemented for 'Long'"),
-    ("elemt", {"eps": 0.0}, ValueError, "eps must be positive"),
-    ("elemt", {"rows": torch.ones(7).double()}, RuntimeError, r"must have shape \(R, 7\)"),
-    ("elemt", {"rows": torch.ones(2, 6).double()}, RuntimeError, r"must have shape \(R, 7\)"),
-    ("elemt", {"rows": torch.ones(0, 7).double()}, RuntimeError, r"must have shape \(R, 7\)"),
-    ("elemt", {"rows": torch.ones(2, 7)}, RuntimeError, "rows must be float64, but got Float"),
-    ("elemt", {"weight": torch.ones(4)}, RuntimeError, "weight should contain 3 elements not 4"),
-    ("elemt", {"running_var": None}, ValueError, "must either both be None or neither be None"),
-    ("elemt", {"num_batches_tracked": torch.ones(1)}, RuntimeError, "must be a single int64"),
+    ("combine_apply", {"eps": 0.0}, ValueError, "eps must be positive"),
+    ("combine_apply", {"rows": torch.ones(7).double()}, RuntimeError, r"must have shape \(R, 7\)"),
+    (
+        "combine_apply",
+        {"rows": torch.ones(2, 6).double()},
+        RuntimeError,
+        r"must have shape \(R, 7\)",
+    ),
+    (
+        "combine_apply",
+        {"rows": torch.ones(0, 7).double()},
+        RuntimeError,
+        r"must have shape \(R, 7\)",
+    ),
+    (
+        "combine_apply",
+        {"rows": torch.ones(2, 7)},
+        RuntimeError,
+        "rows must be float64, but got Float",
+    ),
+    (
+        "combine_apply",
+        {"weight": torch.ones(4)},
+        RuntimeError,
+        "weight should contain 3 elements not 4",
+    ),
+    (
+        "combine_apply",
+        {"running_var": None},
+        ValueError,
+        "must either both be None or neither be None",
+    ),
+    (
+        "combine_apply",
+        {"num_batches_tracked": torch.ones(1)},
+        RuntimeError,
+        "must be a single int64",
+    ),
     ("backward_reduce", {"dy": torch.ones(2, 3, 5)}, RuntimeError, "dy has shape"),
     ("backward_reduce", {"mean": torch.ones(2)}, RuntimeError, "mean should contain 3 elements"),
-    ("backward_elemt", {"rows": torch.ones(2, 7).double()}, RuntimeError, r"shape \(R, 6\)"),
-    ("backward_elemt", {"rows": torch.ones(2, 6)}, RuntimeError, "rows must be float64"),
-    ("backward_elemt", {"count": torch.ones(2).double()}, RuntimeError, "a single float64"),
-    ("backward_elemt", {"count": torch.ones(1)}, RuntimeError, "count must be float64"),
-    ("backward_elemt", {"invstd": torch.ones(3).double()}, RuntimeError, "mixed dtype"),
+    (
+        "backward_combine_apply",
+        {"rows": torch.ones(2, 7).double()},
+        RuntimeError,
+        r"shape \(R, 6\)",
+    ),
+    ("backward_combine_apply", {"rows": torch.ones(2, 6)}, RuntimeError, "rows must be float64"),
+    ("backward_combine_apply", {"count": torch.ones(2).double()}, RuntimeError, "a single float64"),
+    ("backward_combine_apply", {"count": torch.ones(1)}, RuntimeError, "count must be float64"),
+    ("backward_combine_apply", {"invstd": torch.ones(3).double()}, RuntimeError, "mixed dtype"),
 ]
 
 
@@ -295,14 +330,14 @@ def test_opcheck(shape: tuple[int, ...], layout: str, dtype: torch.dtype, device
     sums: Tensor = torch.rand(2, 2 * channels, dtype=torch.float64, device=device)
     count = torch.full((1,), 9.0, dtype=torch.float64, device=device)
     given = (dy, x, tensors.weight, *saved)
-    stats, elemt, backward_reduce, backward_elemt = (
+    stats, combine_apply, backward_reduce, backward_combine_apply = (
         getattr(torch.ops.fastbn, f"batch_norm_{name}").default
-        for name in ("stats", "elemt", "backward_reduce", "backward_elemt")
+        for name in ("stats", "combine_apply", "backward_reduce", "backward_combine_apply")
     )
     for additive in (False, True):
         torch.library.opcheck(stats, (x, additive))
     for momentum in (0.1, None):
-        torch.library.opcheck(elemt, (x, rows, False, *vectors, momentum, EPS))
-    torch.library.opcheck(elemt, (x, rows, False, *[None] * 5, 0.1, EPS))
+        torch.library.opcheck(combine_apply, (x, rows, False, *vectors, momentum, EPS))
+    torch.library.opcheck(combine_apply, (x, rows, False, *[None] * 5, 0.1, EPS))
     torch.library.opcheck(backward_reduce, (*given, True, False))
-    torch.library.opcheck(backward_elemt, (*given, sums, count))
+    torch.library.opcheck(backward_combine_apply, (*given, sums, count))

@@ -28,9 +28,9 @@ class StepOperators:
     """Operators by the signatures of ``fastbn.ops``."""
 
     stats: Callable[..., Tensor]
-    elemt: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    combine_apply: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     backward_reduce: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    backward_elemt: Callable[..., Tensor]
+    backward_combine_apply: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def forward(
     for part in parts:
         running_mean, running_var = tensors.running_mean.clone(), tensors.running_var.clone()
         counter = torch.tensor(COUNTED, device=part.device)
-        y, mean, invstd, count = operators.elemt(
+        y, mean, invstd, count = operators.combine_apply(
             part,
             rows,
             additive,
@@ -152,7 +152,7 @@ def check(
         assert_near(dbias, own["dbias"], "dbias")
     together = exchange(rows, additive)
     dxs = [
-        operators.backward_elemt(of_part, part, weight, *saved, together, found.count)
+        operators.backward_combine_apply(of_part, part, weight, *saved, together, found.count)
         for part, of_part in zip(parts, dy.split(list(sizes)), strict=True)
     ]
     expected = oracle.gradients(dy, x, weight, statistics, training=True)

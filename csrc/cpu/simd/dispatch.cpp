@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <stdexcept>
+#include <string>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -63,6 +65,12 @@ Capability choose() {
       {"scalar", scalar::loops, true},
   };
   const char* cap = std::getenv("FASTBN_CPU_CAPABILITY");
+  const char* const known[] = {"scalar", "default", "avx2", "avx512"};
+  const auto same = [&](const char* name) { return std::strcmp(name, cap) == 0; };
+  if (cap != nullptr && std::none_of(std::begin(known), std::end(known), same)) {
+    throw std::invalid_argument(std::string("FASTBN_CPU_CAPABILITY is '") + cap +
+                                "'; it may be scalar, default, avx2 or avx512");
+  }
   const auto is_cap = [&](const Capability& one) { return std::strcmp(one.name, cap) == 0; };
   const bool has_cap =
       cap != nullptr && std::any_of(std::begin(from_widest), std::end(from_widest), is_cap);

@@ -192,7 +192,7 @@ constexpr int64_t kVisitRows = 8;
 // Sweeps a block in visits of a few rows by a few vectors, for which visit(j, vectors, begin, end)
 // adds rows [begin, end) of `vectors` vectors from column j on to its sums; they start with row 0.
 // Few rows, so that memory is read almost in order. Columns that do not fill a vector are left for
-// last, in one that overlaps its neighbour and computes the same again.
+// last, in one that overlaps its neighbor and computes the same again.
 template <int kWidth, typename Visit>
 inline __attribute__((always_inline)) void for_each_visit(const Block2d& block, Visit visit) {
   constexpr std::integral_constant<int, kUnroll> kFull;

@@ -54,7 +54,6 @@ FASTBN_DEVICE void fence_device() { __threadfence(); }
 
 // --- Within a warp -------------------------------------------------------------------------------
 
-// kWarpThreads of geometry.h is the machine's, which has no constant for it at compile time.
 using cuda::kWarpThreads;
 
 FASTBN_DEVICE void sync_warp() { __syncwarp(); }

@@ -6,7 +6,7 @@
 // idle where segments are short.
 #pragma once
 
-#include "mapping.cuh"
+#include "single_channel.cuh"
 
 namespace fastbn::cuda {
 

@@ -4,7 +4,7 @@
 // one by one, wherever the strides of each activation put them.
 #pragma once
 
-#include "mapping.cuh"
+#include "single_channel.cuh"
 
 namespace fastbn::cuda {
 

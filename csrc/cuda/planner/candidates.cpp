@@ -354,7 +354,7 @@ std::string why_not(const Request& request, const Device& device, Algorithm algo
            " bytes, and this one has " + std::to_string(tensor_bytes(request.problem));
   }
   if (!has_whole_vectors(request.problem, map_elements(request))) {
-    return "only aligned activations of whole 16-byte vectors stay on chip";
+    return "only aligned activations of whole 16-byte vectors stay in shared memory";
   }
   if (algorithm == Algorithm::kPersistentCluster && device.clusters[1] == 0) {
     return device.name + " has no clusters";

@@ -18,7 +18,7 @@ using Consider = std::function<void(Plan&)>;
 void for_each_candidate(const Request& request, const Device& device, Algorithm algorithm,
                         const Consider& consider);
 
-// Why an algorithm has none, for partials.
+// Why an algorithm has none, for messages.
 std::string why_not(const Request& request, const Device& device, Algorithm algorithm);
 
 }  // namespace fastbn::cuda

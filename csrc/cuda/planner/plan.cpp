@@ -49,6 +49,9 @@ std::vector<Plan> alternatives(const Request& request, const Device& device) {
                                 std::to_string(kMaxChannels) + " channels, but got " +
                                 std::to_string(request.problem.channels));
   }
+  if (tensor_bytes(request.problem) == 0 && request.problem.layout != Layout::kGeneric) {
+    throw std::invalid_argument("a problem without elements has no layout but generic");
+  }
   const Traffic traffic = traffic_of(request);
   if (traffic.reduce_reads == 0) return {*best(request, device, Algorithm::kElementwise)};
   if (traffic.apply_reads == 0) return {*best(request, device, Algorithm::kTwoPass)};

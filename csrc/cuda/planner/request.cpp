@@ -13,7 +13,9 @@ bool all_aligned(const Activations&... activations) {
 }
 
 Traffic backward_traffic(const Request& request) {
-  const bool want_sums = request.want_dweight || request.want_dbias;
+  // A row of partial results has both sums, whatever else is wanted.
+  const bool want_sums =
+      request.want_dweight || request.want_dbias || request.steps == Steps::kReduce;
   if (request.training && request.want_dx) {
     return {/*dy and x*/ 2, /*dy and x*/ 2, /*dx*/ 1};
   }
@@ -65,7 +67,6 @@ Traffic traffic_of(const Request& request) {
     case Operation::kEval:
       return {0, 1, 1};
     case Operation::kBackward:
-      if (request.steps == Steps::kReduce) return {2, 0, 0};
       traffic = backward_traffic(request);
       break;
   }

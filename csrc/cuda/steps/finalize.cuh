@@ -19,13 +19,15 @@ FASTBN_DEVICE void count_batch(const RunningStatistics& running) {
   gpu::store<gpu::CacheHint::kKeep>(running.num_batches_tracked, batches + 1);
 }
 
-// Weight of the batch in the running statistics. It is counted after all channels are finalized, or
-// was before.
+// Weight of the batch in the running statistics, which was counted before or will be after all
+// channels are finalized: plans for one launch, in which blocks count while others finalize, are
+// not for averages over all batches.
 FASTBN_DEVICE double blend_factor(const RunningStatistics& running) {
-  if (!running.cumulative) return running.momentum;
-  if (running.num_batches_tracked == nullptr) return 0;
-  const int64_t batches = gpu::load_coherent(running.num_batches_tracked);
-  return 1.0 / static_cast<double>(batches + !running.counted);
+  int64_t batches = 0;
+  if (running.cumulative && running.num_batches_tracked != nullptr) {
+    batches = gpu::load_coherent(running.num_batches_tracked) + !running.counted;
+  }
+  return fastbn::blend_factor(running.cumulative, running.momentum, batches);
 }
 
 template <typename acc_t>
@@ -56,12 +58,12 @@ class FinalStatistics {
   }
 
   // Saves the statistics and blends them into the running ones: for one of the blocks that know
-  // them. Values that other processes have, too, may be none or one.
+  // them.
   FASTBN_DEVICE void save(int64_t channel) const {
     write(op_.mean, channel, mean_);
     write(op_.invstd, channel, statistics_.invstd);
     const RunningStatistics& running = op_.running;
-    if (running.mean.data == nullptr || (op_.steps == Steps::kApply && count_ < 2)) return;
+    if (running.mean.data == nullptr || !has_unbiased_var(count_)) return;
     const double factor = blend_factor(running);
     write(running.mean, channel,
           blend(read(running.mean, channel), statistics_.exact_mean, factor));
@@ -83,7 +85,7 @@ FASTBN_DEVICE void leave_moments(const TrainingForward& op, int64_t channel,
   const Moments<double> moments{
       op.count, {static_cast<double>(all.pivot) + all.moments.mean[0]}, {all.moments.m2[0]}};
   write_moments(op.partials, op.problem.channels, channel, moments, [&](int64_t i, double number) {
-    gpu::store<gpu::CacheHint::kKeep>(op.partials.data + i, number);
+    gpu::store<gpu::CacheHint::kKeep>(op.partials.out + i, number);
   });
 }
 
@@ -93,8 +95,8 @@ template <typename acc_t>
 FASTBN_DEVICE Affine<acc_t> combine_forward(const TrainingForward& op, int64_t channel, bool save) {
   const Moments<double> all =
       combine_moments(op.partials, op.problem.channels, channel,
-                      [&](int64_t i) { return gpu::load_coherent(op.partials.data + i); });
-  const double count = all.count > 0 ? all.count : 1;
+                      [&](int64_t i) { return gpu::load_coherent(op.partials.in + i); });
+  const double count = count_or_one(all.count);
   const FinalStatistics<acc_t> statistics(op, all.mean[0], static_cast<acc_t>(all.m2[0]), count);
   if (save) {
     statistics.save(channel);
@@ -148,7 +150,7 @@ FASTBN_DEVICE void leave_grad_sums(const Backward& op, int64_t channel,
                                    const GradSums<acc_t>& sums) {
   const GradSums<double> wide{{sums.dy[0]}, {sums.dy_xmu[0]}};
   write_grad_sums(op.problem.channels, channel, wide, [&](int64_t i, double number) {
-    gpu::store<gpu::CacheHint::kKeep>(op.partials.data + i, number);
+    gpu::store<gpu::CacheHint::kKeep>(op.partials.out + i, number);
   });
 }
 
@@ -157,7 +159,7 @@ template <typename acc_t>
 FASTBN_DEVICE GradAffine<acc_t> combine_backward(const Backward& op, int64_t channel) {
   const GradSums<double> all =
       combine_grad_sums(op.partials, op.problem.channels, channel,
-                        [&](int64_t i) { return gpu::load_coherent(op.partials.data + i); });
+                        [&](int64_t i) { return gpu::load_coherent(op.partials.in + i); });
   const GradSums<acc_t> sums{{static_cast<acc_t>(all.dy[0])}, {static_cast<acc_t>(all.dy_xmu[0])}};
   return finalize_gradient(grad_inputs<acc_t>(op, channel), sums,
                            gpu::load_coherent(op.total_count));
