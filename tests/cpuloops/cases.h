@@ -113,6 +113,13 @@ inline std::vector<Block2d> row_blocks() {
   return blocks;
 }
 
+// The same and one so long that moments about a pivot far from the mean would be wrong.
+inline std::vector<Block2d> reduced_blocks() {
+  std::vector<Block2d> blocks = row_blocks();
+  blocks.push_back({1, 1 << 16, 1 << 16});
+  return blocks;
+}
+
 // For loops over columns, whose rows fill a vector.
 inline std::vector<Block2d> column_blocks() {
   std::vector<Block2d> blocks;
