@@ -12,9 +12,8 @@
 //              holds what was read last. In backward both tensors of a row find room or none: for
 //              the traffic that is what room for one of them, of twice as many rows, would be. One
 //              launch.
-//   overlap    a tile that was applied makes way at once for one that comes next: the memory is
-//   busy
-//              while blocks wait for each other, as far as there are stages for more than a split.
+//   overlap    a tile that was applied makes way at once for the next: the memory is busy while
+//              blocks wait for each other, as far as there are stages for more than a split.
 //   numerics   pivoted sums per thread, taken while the rest is still arriving; merged by Chan.
 //              PivotedSums tells what they lose, which is why there is no second sweep once the
 //              mean is known.
