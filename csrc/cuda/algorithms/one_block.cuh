@@ -26,6 +26,7 @@ one_block_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry
     const FinalStatistics<acc_t> statistics(op, all);
     shared.records.put(thread, statistics.affine(forward_inputs(op, channel, all.pivot)));
     statistics.save(channel);
+    statistics.update_running(channel);
   }
   gpu::sync_block();
   apply(mapping, split_range(geometry, mapping.split()),

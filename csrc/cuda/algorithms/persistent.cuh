@@ -100,6 +100,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
     // One block saves while the others go on.
     if (thread < mapping.channels() && split == 0) {
       statistics.save(mapping.first_channel() + thread);
+      statistics.update_running(mapping.first_channel() + thread);
     }
     apply_split(mapping, geometry, pipeline,
                 ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records));

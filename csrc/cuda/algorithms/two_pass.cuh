@@ -69,6 +69,7 @@ two_pass_forward_reduce(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Ge
   leave_coefficients<acc_t>(workspace, channels, channel,
                             statistics.affine(forward_inputs(op, channel, all.pivot)));
   statistics.save(channel);
+  statistics.update_running(channel);
 }
 
 template <typename Mapping>

@@ -57,11 +57,13 @@ class FinalStatistics {
     return affine_of(statistics_.exact_mean, mean_, statistics_.invstd, inputs.weight, inputs.bias);
   }
 
-  // Saves the statistics and blends them into the running ones: for one of the blocks that know
-  // them.
+  // Saves the statistics for backward, and blends them into the running ones: one of the blocks
+  // that know them calls these.
   FASTBN_DEVICE void save(int64_t channel) const {
     write(op_.mean, channel, mean_);
     write(op_.invstd, channel, statistics_.invstd);
+  }
+  FASTBN_DEVICE void update_running(int64_t channel) const {
     const RunningStatistics& running = op_.running;
     if (running.mean.data == nullptr || !has_unbiased_var(count_)) return;
     const double factor = blend_factor(running);
@@ -100,6 +102,7 @@ FASTBN_DEVICE Affine<acc_t> combine_forward(const TrainingForward& op, int64_t c
   const FinalStatistics<acc_t> statistics(op, all.mean[0], static_cast<acc_t>(all.m2[0]), count);
   if (save) {
     statistics.save(channel);
+    statistics.update_running(channel);
     if (channel == 0) gpu::store<gpu::CacheHint::kKeep>(op.total_count, all.count);
   }
   return statistics.affine(forward_inputs<acc_t>(op, channel, 0));
