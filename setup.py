@@ -138,8 +138,10 @@ def extension_arguments() -> dict[str, Any]:
     os.environ.setdefault("MAX_JOBS", str(jobs))
 
     # at::parallel_for starts threads only in code compiled for OpenMP. The runtime itself is the
-    # one that torch has loaded: linking another would give fastbn threads of its own.
-    threads = ["-fopenmp"] if sys.platform == "linux" else []
+    # one that torch has loaded: linking another would give fastbn threads of its own. Clang's code
+    # would need that other one, and goes without threads.
+    compiler = first_line([cpp_extension.get_cxx_compiler(), "--version"])
+    threads = ["-fopenmp"] if sys.platform == "linux" and "clang" not in compiler else []
     cxx_flags = ["-O3", "-g0", "-Wall", "-fvisibility=hidden", "-ffp-contract=fast", *threads]
     flags = {"cxx": cxx_flags}
     if cuda:
@@ -163,7 +165,7 @@ def extension_arguments() -> dict[str, Any]:
                 "torch": torch.__version__,
                 "cuda": torch.version.cuda if cuda else None,
                 "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if cuda else None,
-                "compiler": first_line([cpp_extension.get_cxx_compiler(), "--version"]),
+                "compiler": compiler,
                 "commit": commit(),
             }
             target = Path(self.get_ext_fullpath("fastbn._C")).parent / "_build_info.py"

@@ -47,8 +47,8 @@ struct GradAffineColumns {
 struct Loops {
   // Mean and sum of squared deviations of all elements of a block.
   void (*moments)(const void* x, Block2d block, double* mean, double* m2);
-  // The same per column, merged by Chan's formula into what `mean` and `m2` hold for the `count`
-  // rows seen before.
+  // The same per column of at least kMaxLanes, merged by Chan's formula into what `mean` and `m2`
+  // hold for the `count` rows seen before.
   void (*column_moments)(const void* x, Block2d block, int64_t count, double* mean, double* m2);
 
   // Sums of dy and of dy * (x - mean) over all elements of a block.
