@@ -55,13 +55,11 @@ GPUS = {
     "sm_100": "b200",
     "sm_120": "rtx5090",
 }
-# The one whose machine code is read, and the newest of those without a copy engine and clusters,
-# for which other code is compiled. Each takes half a minute, unless it was compiled before.
-ALWAYS = (nvcc.DISASSEMBLED, "sm_80")
+# The one whose machine code is read is compiled always; the others, half a minute each, with --all.
 each_architecture = pytest.mark.parametrize(
     "architecture",
     [
-        architecture if architecture in ALWAYS else pytest.param(architecture, marks=EXHAUSTIVE)
+        pytest.param(architecture, marks=[EXHAUSTIVE] * (architecture != nvcc.DISASSEMBLED))
         for architecture in nvcc.ARCHITECTURES
     ],
 )
