@@ -2,8 +2,7 @@
 //
 // The formulas between a reduction and what is applied to elements, each for a single channel: mean
 // and invstd, the running statistics, and the coefficients, which make up for the rounding of the
-// mean. T is double on the
-// host and acc_t on a GPU.
+// mean. T is double on the host and acc_t on a GPU.
 #pragma once
 
 #include <cmath>
@@ -25,6 +24,10 @@ template <typename T>
 struct GradAffine {
   T mean, scale, slope, offset;
 };
+
+// Room for the numbers of either.
+constexpr int kCoefficients = sizeof(GradAffine<float>) / sizeof(float);
+static_assert(sizeof(Affine<float>) <= sizeof(GradAffine<float>));
 
 template <typename T>
 FASTBN_HOST_DEVICE T invstd_of(T var, T eps) {

@@ -14,7 +14,9 @@ namespace fastbn::cpu {
 class Coefficients {
  public:
   Coefficients(const Problem& problem, int64_t columns)
-      : dtype_(accumulate_dtype(problem.dtype)), columns_(columns), storage_(kArrays * columns) {}
+      : dtype_(accumulate_dtype(problem.dtype)),
+        columns_(columns),
+        storage_(kCoefficients * columns) {}
 
   void set(int64_t column, const Affine<double>& affine) {
     write(0, column, affine.mean);
@@ -38,8 +40,6 @@ class Coefficients {
   }
 
  private:
-  static constexpr int kArrays = 4;
-
   int64_t offset(int array, int64_t column) const {
     return (array * columns_ + column) * element_size(dtype_);
   }

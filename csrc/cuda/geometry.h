@@ -23,6 +23,8 @@
 
 #include <cstdint>
 
+#include "../core/finalize.h"
+
 namespace fastbn::cuda {
 
 constexpr int kVectorBytes = 16;
@@ -135,9 +137,8 @@ struct Geometry {
 // warps to hide the latency, and tiles of no more are small.
 constexpr int kSmemVectors = 2;
 
-// Shared memory of a block: coefficients of its channels (kCoefficients numbers each), then scratch
-// to merge what threads, columns and splits have reduced.
-constexpr int kCoefficients = 4;
+// A block's shared memory begins with kCoefficients of each of its channels; then comes scratch to
+// merge what threads, columns and splits have reduced.
 
 // Numbers that statistics of `lanes` channels consist of: a count, means and squared deviations.
 constexpr int statistics_numbers(int lanes) { return 1 + 2 * lanes; }

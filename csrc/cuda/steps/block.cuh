@@ -4,9 +4,7 @@
 #pragma once
 
 #include "../primitives/block_reduce.cuh"
-#include "apply.cuh"
-#include "finalize.cuh"
-#include "reduce.cuh"
+#include "elementwise.cuh"
 
 namespace fastbn::cuda {
 

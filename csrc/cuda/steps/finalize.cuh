@@ -3,14 +3,24 @@
 // From what was reduced of a channel to results per channel and to the coefficients that are
 // applied, by the formulas of core/finalize.h; and what passes through rows of partial results
 // instead.
+//
+// What is known of a channel lies in shared memory as a record, before it is finalized as
+// ForwardInputs or GradInputs, after that and in the same place as Affine or GradAffine.
 #pragma once
 
+#include "../../core/finalize.h"
 #include "../../core/partial_rows.h"
-#include "coefficients.cuh"
+#include "../primitives/channel_values.cuh"
 
 namespace fastbn::cuda {
 
 // --- Forward -------------------------------------------------------------------------------------
+
+// Before statistics are finalized: the value that means are counted from, and the parameters.
+template <typename acc_t>
+struct ForwardInputs {
+  acc_t pivot, weight, bias;
+};
 
 // Counts the batch, unless it was counted before; one block of a launch calls it.
 FASTBN_DEVICE void count_batch(const RunningStatistics& running) {
@@ -124,6 +134,13 @@ FASTBN_DEVICE Affine<acc_t> eval_affine(const EvalForward& op, int64_t channel, 
 }
 
 // --- Backward ------------------------------------------------------------------------------------
+
+// Before gradients are finalized: what forward saved, and invstd * weight. The mean and scale stay
+// where GradAffine has them.
+template <typename acc_t>
+struct GradInputs {
+  acc_t mean, scale, invstd;
+};
 
 template <typename acc_t>
 FASTBN_DEVICE GradInputs<acc_t> grad_inputs(const Backward& op, int64_t channel) {
