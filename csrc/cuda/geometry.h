@@ -10,7 +10,7 @@
 //
 // Example: x of shape (32, 64, 56, 56), bfloat16, channels last, two passes on an H200 (132 SMs).
 //
-//   matrix     100,352 rows (N*S, the extent) by 64 columns (C, matrix_columns)
+//   matrix     100,352 rows (N*S, the extent) by 64 columns (C)
 //   vector     8 columns, of 16 bytes; a row has 8 vectors
 //   tiles      1 channel tile, of all 64 channels
 //   splits     132, one per SM: block b has rows [760.2 b, 760.2 (b + 1)), rounded down
@@ -108,6 +108,14 @@ struct Persistence {
   int32_t tile_bytes = 0;       // of one tensor each; a stage has one of each tensor
 };
 
+// From a thread's vector to its next one.
+struct ThreadStep {
+  int32_t rows = 1;     // kMatrixColumns: of threads in a block, which is as many rows further
+  int32_t vectors = 0;  // kContiguous: as many vectors further in a segment,
+  int32_t samples = 0;  // so many samples further
+};
+
+// Vectors are numbered over the activation in 32 bits.
 struct Geometry {
   Mapping mapping = Mapping::kMatrixColumns;
   int32_t width = 1;  // elements of a vector
@@ -121,15 +129,16 @@ struct Geometry {
 
   // kMatrixColumns: column = channel * channel_step + repeat * repeat_step, counted within the
   // channel tile.
-  int64_t matrix_columns = 0;
-  int32_t vectors = 1;  // of a row of a channel tile
-  int32_t repeats = 1;  // columns of a channel
+  int64_t row_vectors = 0;  // of a row of the matrix
+  int32_t vectors = 1;      // of a row of a channel tile
+  int32_t repeats = 1;      // columns of a channel
   int32_t channel_step = 1;
   int32_t repeat_step = 0;
 
   // kContiguous: vectors that cover a segment; they are aligned and may reach past either end.
   FastDivmod segment_vectors;
 
+  ThreadStep thread_step;
   Persistence persistence;
 };
 

@@ -20,6 +20,7 @@ from tests.support.kernel_code import (
     PERSISTENT,
     count,
     disassembled,
+    hot_loops,
     mappings,
     promised,
     storing,
@@ -138,6 +139,31 @@ def test_wide_accesses_are_not_mixed_with_narrow_ones(code: dict[Name, list[sass
             assert all(".128" in access.opcode for access in accesses), name
 
 
+# Instructions of a warp for a 16-byte vector of bfloat16 of each activation that is read, at most.
+# An H200 has time for about 37 per vector and SM while its memory moves one: what takes more is
+# bound by instructions where two tensors stream. By kernel, where vectors are read and whether any
+# are written; in columns and contiguous.
+MOST_INSTRUCTIONS = {
+    ("two_pass_forward_reduce", "memory", False): (38, 48),
+    ("two_pass_forward_apply", "memory", True): (34, 45),
+    ("persistent_forward", "shared memory", False): (45, 45),
+    ("persistent_forward", "shared memory", True): (42, 42),
+    ("persistent_backward", "shared memory", False): (62, 62),
+}
+
+
+def test_hot_loops_are_short(code: dict[Name, list[sass.Block]]) -> None:
+    measured = {}
+    for name, blocks in code.items():
+        if (name.dtype, name.width) != ("fastbn::BFloat16", 8):
+            continue
+        for loop in hot_loops(name, blocks):
+            measured[name.kernel, loop.source, loop.writes, name.mapping] = loop.instructions
+    for (kernel, source, writes), most in MOST_INSTRUCTIONS.items():
+        for mapping, bound in zip(("MatrixColumns", "Contiguous"), most, strict=True):
+            assert measured[kernel, source, writes, mapping] <= bound, (kernel, source, mapping)
+
+
 def test_machine_code_has_no_local_memory(code: dict[Name, list[sass.Block]]) -> None:
     for name, blocks in code.items():
         used = {instruction.name for instruction in sass.instructions(blocks)}
@@ -254,5 +280,6 @@ def test_loops_are_found_in_machine_code() -> None:
     ]
     assert [before.loads_in_flight(128), loop.loads_in_flight(128)] == [3, 2]
     assert [loop.count("LDG", 128), loop.count("LDG", 64), loop.count("STG", 128)] == [2, 1, 1]
+    assert sass.way_round(blocks, blocks.index(loop)) == 6
     assert streaming(blocks, 2) == [loop]
     assert streaming(blocks, 3) == []

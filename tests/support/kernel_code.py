@@ -105,6 +105,42 @@ def storing(blocks: list[sass.Block], stores: int) -> list[sass.Block]:
     return [block for block in blocks if block.in_loop and block.count("STG", vector) >= stores]
 
 
+def smem_vectors() -> int:
+    """Vectors that a thread takes from shared memory at once, as csrc/cuda/geometry.h has them."""
+    found = re.search(r"kSmemVectors = (\d+);", (nvcc.KERNELS / "geometry.h").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@dataclass(frozen=True)
+class HotLoop:
+    """A loop over whole vectors."""
+
+    source: str  # where it reads them: "memory" or "shared memory"
+    writes: bool  # vectors to memory
+    instructions: float  # of a warp, for a vector of each activation that is read
+
+
+def hot_loops(name: Name, blocks: list[sass.Block]) -> list[HotLoop]:
+    """The loops that most instructions of a kernel are spent in."""
+    vector = 8 * nvcc.VECTOR_BYTES
+    tensors = KERNELS[name.kernel].tensors
+    found = []
+    for index, block in enumerate(blocks):
+        if not block.in_loop:
+            continue
+        for source, load, loads in (
+            ("memory", "LDG", promised()[name.mapping].loads),
+            ("shared memory", "LDS", smem_vectors()),
+        ):
+            # What merges partial results reads vectors, too, but has less arithmetic.
+            arithmetic = sum(i.name in {"FFMA", "DFMA"} for i in block.instructions)
+            if block.count(load, vector) == loads and arithmetic >= loads // tensors * name.width:
+                instructions = sass.way_round(blocks, index) / (loads // tensors)
+                found.append(HotLoop(source, block.count("STG", vector) > 0, instructions))
+    return found
+
+
 PERSISTENT = [kernel for kernel, streams in KERNELS.items() if streams.persistent]
 
 
@@ -144,23 +180,24 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
     for name, blocks in sorted(code.items(), key=lambda item: str(item[0])):
         if not name.vectorized:
             continue
-        loads = promised()[name.mapping].loads
-        loops = streaming(blocks, loads)
-        elements = loads // KERNELS[name.kernel].tensors * name.width
+        loops = streaming(blocks, promised()[name.mapping].loads)
+        hot = hot_loops(name, blocks)
         rows.append(
             [
                 name,
                 "+".join(str(block.loads_in_flight(vector)) for block in loops),
                 "+".join(str(block.count("STG", vector)) for block in loops),
-                "+".join(f"{len(block.instructions) / elements:.1f}" for block in loops),
+                " ".join(f"{loop.instructions:.1f}" for loop in hot if loop.source == "memory"),
+                " ".join(f"{loop.instructions:.1f}" for loop in hot if loop.source != "memory"),
                 count(blocks, "UBLKCP"),
                 count(blocks, "LDGSTS"),
                 sum(block.count("LDS", vector) for block in blocks if block.in_loop),
                 sum(len(block.instructions) for block in blocks),
             ]
         )
-    title = f"streaming loops in the machine code of {nvcc.DISASSEMBLED}"
-    columns = ["128-bit loads in flight", "stores", "instructions per element"]
+    title = f"loops over vectors in the machine code of {nvcc.DISASSEMBLED}; instructions are those"
+    title += " of a warp for a vector of each activation"
+    columns = ["128-bit loads in flight", "stores", "instructions", "instructions in shared memory"]
     columns += ["bulk copies", "vector copies", "128-bit loads of shared memory", "in the kernel"]
     return f"{title}\n\n{tabulate(rows, ['kernel', *columns], disable_numparse=True)}"
 

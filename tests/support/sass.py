@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import subprocess
 from dataclasses import dataclass, field
@@ -143,6 +144,22 @@ def reachable(blocks: list[Block], start: int) -> set[int]:
             seen.add(index)
             todo += blocks[index].successors
     return seen
+
+
+def way_round(blocks: list[Block], start: int) -> int:
+    """Instructions of the shortest way from a block in a loop back to it, its own included."""
+    lengths: dict[int, int] = {}
+    todo = [(len(blocks[start].instructions), start)]
+    while todo:
+        length, index = heapq.heappop(todo)
+        for successor in blocks[index].successors:
+            if successor == start:
+                return length
+            longer = length + len(blocks[successor].instructions)
+            if longer < lengths.get(successor, longer + 1):
+                lengths[successor] = longer
+                heapq.heappush(todo, (longer, successor))
+    raise ValueError(f"block {start} is in no loop")
 
 
 def instructions(blocks: list[Block]) -> Iterator[Instruction]:

@@ -125,7 +125,7 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
     put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
-    ReduceGrad<Mapping> grad(mapping, op, shared.records);
+    ReduceGrad<Mapping, false> grad(mapping, op, shared.records);
     reduce_split(mapping, geometry, pipeline, grad);
     const auto of_split = reduce_block(mapping, geometry, grad.result(), shared.scratch);
     const auto sums = group_reduce<acc_t>(mapping, geometry, workspace, cta_group, phase, of_split,

@@ -72,6 +72,9 @@ FASTBN_DEVICE T shuffle_down(const T& value, int delta) {
   return result;
 }
 
+// Bits that are set.
+FASTBN_DEVICE int count_bits(unsigned word) { return __popc(word); }
+
 // --- Clusters of blocks --------------------------------------------------------------------------
 
 // Waits for all threads of the cluster; what they wrote before is visible after. Until the first
@@ -204,6 +207,23 @@ FASTBN_DEVICE float widen(BFloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }
 FASTBN_DEVICE float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+
+template <int kCount, typename scalar_t, typename acc_t>
+FASTBN_DEVICE void widen(const scalar_t (&from)[kCount], acc_t (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = widen(from[i]);
+}
+// Two of a word take an instruction each. The elements of a Vector, which is aligned.
+template <int kCount>
+FASTBN_DEVICE void widen(const BFloat16 (&from)[kCount], float (&to)[kCount]) {
+#pragma unroll
+  for (int i = 0; i + 1 < kCount; i += 2) {
+    const unsigned pair = reinterpret_cast<const unsigned&>(from[i]);
+    to[i] = __uint_as_float(pair << 16);
+    to[i + 1] = __uint_as_float(pair & 0xffff0000);
+  }
+  if (kCount % 2 == 1) to[kCount - 1] = widen(from[kCount - 1]);
+}
 
 // Rounds to nearest even.
 template <int kCount>

@@ -44,12 +44,14 @@ class MatrixColumns {
     return left < geometry_.tile_channels ? static_cast<int>(left) : geometry_.tile_channels;
   }
 
-  FASTBN_DEVICE int rows() const { return gpu::block_threads() / geometry_.vectors; }
+  FASTBN_DEVICE int rows() const { return geometry_.thread_step.rows; }
   FASTBN_DEVICE int row() const { return row_; }
   FASTBN_DEVICE int vectors() const { return geometry_.vectors; }
   FASTBN_DEVICE int vector() const { return vector_; }
 
-  FASTBN_DEVICE bool active() const { return row_ < rows() && column() < geometry_.matrix_columns; }
+  FASTBN_DEVICE bool active() const {
+    return row_ < rows() && first_vector() + vector_ < geometry_.row_vectors;
+  }
 
   // Divides once: the next lane's column is the next of the same channel, or of the next one.
   template <typename Take>
@@ -75,54 +77,30 @@ class MatrixColumns {
 
   template <int kVectors, bool kReverse, typename Step>
   FASTBN_DEVICE void for_each(const Range& range, Step& step) const {
-    const int64_t first = range.begin + row_;
-    if (!active() || first >= range.end) return;
-    const int own_rows = static_cast<int>((range.end - first + rows() - 1) / rows());
-    const int rounds = own_rows / kVectors;
-    const int64_t row_step = rows() * geometry_.matrix_columns;
-    const int64_t start = first * geometry_.matrix_columns + column();
-    int64_t offset = start;
-    int64_t advance = kVectors * row_step;
-    if (kReverse) {
-      offset += (rounds - 1) * advance;
-      advance = -advance;
-    }
-#pragma unroll 1
-    for (int i = 0; i < rounds; ++i, offset += advance) {
-      step(ThreadTile<scalar_t, kVectors, kWidth, EvenPlaces>{{offset, row_step}});
-    }
-#pragma unroll 1
-    for (int i = rounds * kVectors; i < own_rows; ++i) {
-      step(ThreadTile<scalar_t, 1, kWidth, EvenPlaces>{{start + i * row_step, row_step}});
-    }
+    if (!active()) return;
+    Numbers numbers = kReverse ? numbers_from(range.end - 1 - row_, -rows())
+                               : numbers_from(range.begin + row_, rows());
+    take_turns<kVectors>(range.count() - row_, rows(), [&](auto count) {
+      constexpr int kCount = decltype(count)::kValue;
+      step(ThreadTile<scalar_t, kCount, kWidth>{numbers.template next<kCount>()});
+    });
   }
 
   // The rows of a tile lie one after another at `smem`.
   template <int kVectors, typename Step>
   FASTBN_DEVICE void for_each_in_smem(const Range& range, unsigned char* smem, Step& step) const {
     if (!active()) return;
-    const int tile_bytes = geometry_.persistence.tile_bytes;
     const int row_bytes = geometry_.vectors * kVectorBytes;
-    const int64_t row_step = rows() * geometry_.matrix_columns;
-    int64_t offset = (range.begin + row_) * geometry_.matrix_columns + column();
+    Numbers numbers = numbers_from(range.begin + row_, rows());
     smem += row_ * row_bytes + vector_ * kVectorBytes;
-    int left = range.count() - row_;
-    if constexpr (kVectors > 1) {
-#pragma unroll 1
-      for (; left > (kVectors - 1) * rows(); left -= kVectors * rows()) {
-        step(SmemThreadTile<scalar_t, kVectors, kWidth, EvenPlaces>(
-            {offset, row_step}, smem, rows() * row_bytes, tile_bytes));
-        offset += kVectors * row_step;
-        smem += kVectors * rows() * row_bytes;
-      }
-    }
-#pragma unroll 1
-    for (; left > 0; left -= rows()) {
-      step(
-          SmemThreadTile<scalar_t, 1, kWidth, EvenPlaces>({offset, row_step}, smem, 0, tile_bytes));
-      offset += row_step;
-      smem += rows() * row_bytes;
-    }
+    take_turns<kVectors>(range.count() - row_, rows(), [&](auto count) {
+      constexpr int kCount = decltype(count)::kValue;
+      step(SmemThreadTile<scalar_t, kCount, kWidth>{{numbers.template next<kCount>()},
+                                                    smem,
+                                                    rows() * row_bytes,
+                                                    geometry_.persistence.tile_bytes});
+      smem += kCount * rows() * row_bytes;
+    });
   }
 
   // A span is a row, or all rows where the channel tile has all columns.
@@ -130,11 +108,10 @@ class MatrixColumns {
     return has_all_columns() && range.count() > 1 ? 1 : range.count();
   }
   FASTBN_DEVICE BulkSpan bulk_span(const Range& range, int index) const {
-    const int64_t first = int64_t{channel_tile_} * geometry_.vectors * kWidth;
-    const int64_t left = (geometry_.matrix_columns - first) / kWidth;
+    const int64_t left = geometry_.row_vectors - first_vector();
     const int64_t vectors = left < geometry_.vectors ? left : geometry_.vectors;
     const int rows = has_all_columns() ? range.count() : 1;
-    return {(range.begin + index) * geometry_.matrix_columns + first,
+    return {((range.begin + index) * geometry_.row_vectors + first_vector()) * kWidth,
             index * geometry_.vectors * kVectorBytes,
             rows * static_cast<int>(vectors) * kVectorBytes};
   }
@@ -146,8 +123,26 @@ class MatrixColumns {
  private:
   FASTBN_DEVICE bool has_all_columns() const { return geometry_.channel_tiles == 1; }
 
-  FASTBN_DEVICE int64_t column() const {
-    return (int64_t{channel_tile_} * geometry_.vectors + vector_) * kWidth;
+  // The channel tile's first vector of a row.
+  FASTBN_DEVICE int64_t first_vector() const { return int64_t{channel_tile_} * geometry_.vectors; }
+
+  // The numbers of a thread's vectors.
+  struct Numbers {
+    uint32_t number, step;
+
+    template <int kCount>
+    FASTBN_DEVICE NumberedPlaces<kCount, kWidth> next() {
+      NumberedPlaces<kCount, kWidth> places;
+#pragma unroll
+      for (int v = 0; v < kCount; ++v, number += step) places.numbers[v] = number;
+      return places;
+    }
+  };
+  FASTBN_DEVICE Numbers numbers_from(int64_t row, int rows_further) const {
+    const auto row_vectors = static_cast<uint32_t>(geometry_.row_vectors);
+    return {
+        static_cast<uint32_t>(row) * row_vectors + static_cast<uint32_t>(first_vector() + vector_),
+        static_cast<uint32_t>(rows_further) * row_vectors};
   }
 
   const Problem& problem_;

@@ -79,6 +79,7 @@ class PassPlanner {
     cut_into_splits();
     Geometry& g = plan_.geometry;
     plan_.block = count_threads(g, ceil_divide(g.extent, g.splits), kMaxThreads);
+    g.thread_step = thread_step(g, plan_.block);
     plan_.grid = int64_t{g.channel_tiles} * g.splits;
     plan_.vector_bytes = static_cast<int>(g.width * element_size(problem_.dtype));
     int numbers = kCoefficients * g.tile_channels;
@@ -231,6 +232,7 @@ class PersistentPlanner {
     const int most = kMaxThreads * kPersistentBlocks / together;
     if (most < geometry.vectors || most < geometry.tile_channels) return;
     plan.block = count_threads(geometry, split_extent, most);
+    geometry.thread_step = thread_step(geometry, plan.block);
     if (!fill_shared_memory(geometry, plan, split_extent, rounds)) return;
 
     plan.geometry = geometry;

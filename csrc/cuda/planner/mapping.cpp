@@ -15,9 +15,11 @@ constexpr int kMinTileVectors = kMaxTileVectors >> kMaxNarrowing;
 // Vectors of a row that cannot be cut into channel tiles.
 constexpr int kMaxRowVectors = 128;
 
-// Vectors are counted in 32 bits from the first of a range's first sample on: a range that does not
-// begin with a sample adds few to those of one, or no memory holds the tensor.
-constexpr int64_t kMaxSegmentVectors = (int64_t{1} << 31) - (int64_t{1} << 27);
+// Vectors of an activation, which are numbered in 32 bits: 64 GiB of them, or 4 Gi elements where
+// those are taken one by one.
+constexpr int64_t kMaxVectors = int64_t{1} << 32;
+// Those of a segment and of a step further are counted in 31 bits.
+constexpr int64_t kMaxSegmentVectors = (int64_t{1} << 31) - kMaxThreads;
 
 FastDivmod fast_divmod(uint32_t divisor) {
   FastDivmod by;
@@ -43,8 +45,13 @@ class Mapper {
                (!map_small_segments() && !map_contiguous())) {
       map_generic();
     }
+    const int64_t vectors = problem_.per_channel() * problem_.channels / geometry_.width;
+    if (vectors >= kMaxVectors) {
+      geometry_ = {};
+      map_generic();
+    }
     if (geometry_.mapping == Mapping::kMatrixColumns) {
-      geometry_.matrix_columns = problem_.per_channel() * problem_.channels / geometry_.extent;
+      geometry_.row_vectors = vectors / geometry_.extent;
     }
     geometry_.splits = 1;
     return geometry_;
@@ -152,6 +159,17 @@ class Mapper {
 
 Geometry map_elements(const Request& request, int narrowing) {
   return Mapper(request, narrowing).map();
+}
+
+ThreadStep thread_step(const Geometry& geometry, int threads) {
+  ThreadStep step;
+  if (geometry.mapping == Mapping::kMatrixColumns) step.rows = threads / geometry.vectors;
+  if (geometry.mapping == Mapping::kContiguous) {
+    const int segment_vectors = static_cast<int>(geometry.segment_vectors.divisor);
+    step.vectors = threads % segment_vectors;
+    step.samples = threads / segment_vectors;
+  }
+  return step;
 }
 
 Occupancy occupancy(Mapping mapping) {

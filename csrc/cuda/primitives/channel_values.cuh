@@ -149,21 +149,23 @@ struct PivotedMoments {
 template <typename acc_t, int kLanes>
 class PivotedSums {
  public:
-  // `values` holds whole groups of kLanes, a value for each.
-  template <int kValues>
-  FASTBN_DEVICE void add(const acc_t (&values)[kValues]) {
-    static_assert(kValues % kLanes == 0);
+  // `values` are those of a thread tile, in whole groups of kLanes, a value for each.
+  template <typename Tile>
+  FASTBN_DEVICE void add(const Tile& tile, const acc_t (&values)[Tile::kValues]) {
+    static_assert(Tile::kValues % kLanes == 0);
     if (count_ == 0) {
 #pragma unroll
-      for (int lane = 0; lane < kLanes; ++lane) pivot_[lane] = values[lane];
+      for (int i = Tile::kValues - 1; i >= 0; --i) {
+        if (tile.has(i)) pivot_[i % kLanes] = values[i];
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) {
-      const acc_t deviation = values[i] - pivot_[i % kLanes];
+    for (int i = 0; i < Tile::kValues; ++i) {
+      const acc_t deviation = tile.has(i) ? values[i] - pivot_[i % kLanes] : 0;
       sum_[i % kLanes] += deviation;
       square_[i % kLanes] += deviation * deviation;
     }
-    count_ += kValues / kLanes;
+    count_ += tile.count() / kLanes;
   }
 
   // The moments of all values, with means counted from `pivot`, a value of each channel that all

@@ -65,9 +65,15 @@ template <typename Mapping, typename acc_t>
 FASTBN_DEVICE GradSums<acc_t> reduce_grad(const Mapping& mapping, const Geometry& geometry,
                                           const Backward& op, const Shared<acc_t>& shared) {
   put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
-  ReduceGrad<Mapping> step(mapping, op, shared.records);
-  reduce(mapping, split_range(geometry, mapping.split()), step);
-  return reduce_block(mapping, geometry, step.result(), shared.scratch);
+  const Range range = split_range(geometry, mapping.split());
+  const auto reduce_by = [&](auto step) {
+    reduce(mapping, range, step);
+    return step.result();
+  };
+  const auto sums = !op.training && op.dx.data != nullptr
+                        ? reduce_by(ReduceGrad<Mapping, true>(mapping, op, shared.records))
+                        : reduce_by(ReduceGrad<Mapping, false>(mapping, op, shared.records));
+  return reduce_block(mapping, geometry, sums, shared.scratch);
 }
 
 // Applies record_of(channel), an Affine, to a split: y.

@@ -32,7 +32,7 @@ class ReduceStats {
   FASTBN_DEVICE void operator()(const Tile& tile) {
     acc_t values[Tile::kValues];
     tile.template load<gpu::CacheHint::kKeep>(x_, values);
-    sums_.add(values);
+    sums_.add(tile, values);
   }
 
   // The moments of this thread's values, with means counted from `pivots`, an array of the channel
@@ -50,8 +50,8 @@ class ReduceStats {
 };
 
 // Reduces dy and x to the sums of dy and of dy * (x - mean). With given statistics dx is known at
-// once and written on the way, where wanted.
-template <typename Mapping>
+// once: kWriteDx writes it on the way.
+template <typename Mapping, bool kWriteDx>
 class ReduceGrad {
  public:
   using acc_t = typename Mapping::acc_t;
@@ -60,9 +60,9 @@ class ReduceGrad {
 
   FASTBN_DEVICE ReduceGrad(const Mapping& mapping, const Backward& op,
                            const ChannelRecords<acc_t>& records)
-      : op_(op), write_dx_(!op.training && op.dx.data != nullptr) {
+      : op_(op) {
     load_lanes(mapping, records.array(&GradInputs<acc_t>::mean), mean_);
-    load_lanes(mapping, records.array(&GradInputs<acc_t>::scale), scale_);
+    if (kWriteDx) load_lanes(mapping, records.array(&GradInputs<acc_t>::scale), scale_);
   }
 
   template <typename Tile>
@@ -76,16 +76,15 @@ class ReduceGrad {
       const acc_t centered = x[i] - mean_[lane];
       sums_.dy[lane] += dy[i];
       sums_.dy_xmu[lane] += dy[i] * centered;
-      dy[i] *= scale_[lane];
+      if (kWriteDx) dy[i] *= scale_[lane];
     }
-    if (write_dx_) tile.store(op_.dx, dy);
+    if (kWriteDx) tile.store(op_.dx, dy);
   }
 
   FASTBN_DEVICE const GradSums<acc_t, kLanes>& result() const { return sums_; }
 
  private:
   const Backward& op_;
-  const bool write_dx_;
   acc_t mean_[kLanes], scale_[kLanes];
   GradSums<acc_t, kLanes> sums_;
 };

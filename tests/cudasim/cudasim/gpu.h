@@ -67,6 +67,8 @@ FASTBN_DEVICE T shuffle_down(const T& value, int delta,
   return result;
 }
 
+FASTBN_DEVICE int count_bits(unsigned word) { return __builtin_popcount(word); }
+
 // --- Clusters of blocks --------------------------------------------------------------------------
 
 // Waits for all threads of the cluster; what they wrote before is visible after. Until the first
@@ -192,6 +194,10 @@ FASTBN_DEVICE double widen(double value) { return value; }
 FASTBN_DEVICE float widen(float value) { return value; }
 FASTBN_DEVICE float widen(BFloat16 value) { return cudasim::float_from_bfloat16(value.bits); }
 FASTBN_DEVICE float widen(Float16 value) { return cudasim::float_from_float16(value.bits); }
+template <int kCount, typename scalar_t, typename acc_t>
+FASTBN_DEVICE void widen(const scalar_t (&from)[kCount], acc_t (&to)[kCount]) {
+  for (int i = 0; i < kCount; ++i) to[i] = widen(from[i]);
+}
 
 template <int kCount>
 FASTBN_DEVICE void narrow(const double (&from)[kCount], double (&to)[kCount]) {
