@@ -6,7 +6,10 @@ tests.support.kernel_code`` prints what they say.
 
 from __future__ import annotations
 
+import re
+import subprocess
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,8 +32,6 @@ from tests.support.kernel_code import (
 from tests.support.pairs import EXHAUSTIVE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.nvcc import Name
 
 pytestmark = pytest.mark.skipif(
@@ -89,6 +90,22 @@ def code(toolkit: Path) -> dict[Name, list[sass.Block]]:
     if nvdisasm is None:
         cuda_toolkit.missing("no nvdisasm; pip install nvidia-cuda-nvdisasm")
     return disassembled(nvdisasm)
+
+
+@pytest.mark.parametrize("architecture", nvcc.ARCHITECTURES)
+def test_every_architecture_has_the_machine(
+    architecture: str, toolkit: Path, tmp_path: Path
+) -> None:
+    """What kernels wait and copy by compiles without a warning, and needs no local memory."""
+    source = Path(__file__).parent / "machine.cu"
+    cubin = tmp_path / "machine.cubin"
+    nvcc_path = toolkit / "bin" / "nvcc"
+    command: list[str | Path] = [nvcc_path, *nvcc.flags(architecture), "-o", cubin, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    stacks = re.findall(r"(\d+) bytes stack frame", done.stderr + done.stdout)
+    assert stacks
+    assert set(stacks) == {"0"}
 
 
 @each_architecture

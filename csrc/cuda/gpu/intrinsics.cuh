@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The machine: everything about a GPU that kernels use and C++ has no word for, here and in
-// async_copy.cuh. Kernels are written on these alone, so that a simulator which offers the same
-// functions can run them on a CPU, and says so by FASTBN_SIMULATOR.
+// the files next to this one. Kernels are written on these alone, so that a simulator which offers
+// the same functions can run them on a CPU, and says so by FASTBN_SIMULATOR.
 #pragma once
 
 #if defined(FASTBN_SIMULATOR)
@@ -48,6 +48,17 @@ FASTBN_DEVICE void* shared_memory() {
 
 // Waits for all threads of the block; what they wrote before is visible after.
 FASTBN_DEVICE void sync_block() { __syncthreads(); }
+
+// Access what asynchronous copies write and bulk stores read. The simulator checks that they come
+// in order, which it cannot for plain accesses.
+template <typename T>
+FASTBN_DEVICE T load_shared(const T* address) {
+  return *address;
+}
+template <typename T>
+FASTBN_DEVICE void store_shared(T* address, const T& value) {
+  *address = value;
+}
 
 // Makes what this thread wrote visible to other blocks before anything it does later.
 FASTBN_DEVICE void fence_device() { __threadfence(); }

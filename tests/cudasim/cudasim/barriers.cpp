@@ -30,7 +30,10 @@ bool same(Site one, Site other) {
   return one.line == other.line && std::strcmp(one.file, other.file) == 0;
 }
 
-void wait(Barrier& barrier, const char* function, Site site) {
+// Whether what the threads did before is ordered before what they do after.
+enum class Order { kNone, kAll };
+
+void wait(Barrier& barrier, Order order, const char* function, Site site) {
   if (barrier.returned > 0) {
     fail("waits in " + name(function, site) + " for " + std::to_string(barrier.expected) +
          " threads of which " + std::to_string(barrier.returned) + " have returned");
@@ -46,6 +49,7 @@ void wait(Barrier& barrier, const char* function, Site site) {
   if (static_cast<int>(barrier.waiting.size()) == barrier.expected) {
     ++barrier.passes;
     gather_stores(barrier);
+    if (order == Order::kAll) share_knowledge(barrier.waiting);
     resume_all(barrier.waiting);
   }
   suspend(function, site);
@@ -64,11 +68,13 @@ void start_epoch() {
 
 void forget_sleepers() { sleepers.clear(); }
 
-void sync_block(Site site) { wait(current->block->barrier, "sync_block()", site); }
+void sync_block(Site site) { wait(current->block->barrier, Order::kAll, "sync_block()", site); }
 
-void sync_warp(Site site) { wait(own_warp().barrier, "sync_warp()", site); }
+void sync_warp(Site site) { wait(own_warp().barrier, Order::kAll, "sync_warp()", site); }
 
-void sync_cluster(Site site) { wait(current->block->cluster->barrier, "sync_cluster()", site); }
+void sync_cluster(Site site) {
+  wait(current->block->cluster->barrier, Order::kAll, "sync_cluster()", site);
+}
 
 void exchange(const void* value, int bytes, int source_lane, void* result, const char* function,
               Site site) {
@@ -79,7 +85,7 @@ void exchange(const void* value, int bytes, int source_lane, void* result, const
   }
   auto& slots = warp.slots[warp.barrier.passes % 2];
   std::memcpy(slots[current->index % kWarpThreads], value, static_cast<size_t>(bytes));
-  wait(warp.barrier, function, site);
+  wait(warp.barrier, Order::kNone, function, site);
   std::memcpy(result, slots[source_lane], static_cast<size_t>(bytes));
 }
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The machine for a host compiler: the functions of intrinsics.cuh, async_copy.cuh and launch.cuh
-// in csrc/cuda/gpu, simulated. They do what the CUDA ones do, count it, and throw where the GPU
-// would do something undefined. Compile with -Wno-unknown-pragmas if with -Wall: `#pragma unroll`
-// is not for this compiler.
+// The machine for a host compiler: the functions of the files in csrc/cuda/gpu, simulated. They do
+// what the CUDA ones do, count it, and throw where the GPU would do something undefined. Compile
+// with -Wno-unknown-pragmas if with -Wall: `#pragma unroll` is not for this compiler.
 //
 // It cannot tell time.
 #pragma once
@@ -41,6 +40,18 @@ FASTBN_DEVICE void sync_block(cudasim::Site site = cudasim::Site::here()) {
 }
 
 FASTBN_DEVICE void fence_device() { cudasim::fence_device(); }
+
+// Reads and writes what copies write or bulk stores read, so that their order can be checked.
+template <typename T>
+FASTBN_DEVICE T load_shared(const T* address) {
+  cudasim::load_shared(address, sizeof(T));
+  return *address;
+}
+template <typename T>
+FASTBN_DEVICE void store_shared(T* address, const T& value) {
+  cudasim::store_shared(address, sizeof(T));
+  *address = value;
+}
 
 FASTBN_DEVICE unsigned atomic_inc_wrap(unsigned* counter, unsigned last) {
   return cudasim::atomic_inc_wrap(counter, last);
@@ -156,8 +167,8 @@ FASTBN_DEVICE void copy_async(void* shared, const void* global) {
   cudasim::copy_async(shared, global);
 }
 
-// Lies in shared memory, and waits for copies. It goes through phases: one ends when all arrivals
-// have been made and all bytes that they expect have landed.
+// Lies in shared memory. It goes through phases: one ends when all arrivals have been made and all
+// bytes that they expect have landed.
 struct CopyBarrier {
   uint64_t state;
 };
@@ -172,6 +183,11 @@ FASTBN_DEVICE void arrive_when_copied(CopyBarrier* barrier) {
   cudasim::arrive_when_copied(barrier);
 }
 
+// An arrival of the calling thread, which has done all that it wanted to do before.
+FASTBN_DEVICE void arrive(CopyBarrier* barrier, cudasim::Site site = cudasim::Site::here()) {
+  cudasim::arrive(barrier, site);
+}
+
 // An arrival that lets the phase wait for so many bytes more.
 FASTBN_DEVICE void expect_bytes(CopyBarrier* barrier, int bytes) {
   cudasim::expect_bytes(barrier, bytes);
@@ -182,7 +198,9 @@ FASTBN_DEVICE void bulk_copy(void* shared, const void* global, int bytes, CopyBa
   cudasim::bulk_copy(shared, global, bytes, barrier);
 }
 
-// Waits for the end of the phase of that parity, counted from 0: for the first phase, 0.
+// Waits for the end of the phase of that parity, counted from 0: for the first phase, 0. A thread
+// may wait alone. Parity 1 lets it pass a barrier that is in its first phase, like one whose phase
+// before the first has ended.
 FASTBN_DEVICE void wait_barrier(CopyBarrier* barrier, int parity,
                                 cudasim::Site site = cudasim::Site::here()) {
   cudasim::wait_barrier(barrier, parity, site);

@@ -218,6 +218,7 @@ bool step(Thread& thread) {
     start_fiber(thread.fiber, stacks.take(), run_thread);
   }
   thread.waits_in = nullptr;
+  thread.waits_for = nullptr;
   switch_fiber(main_fiber, thread.fiber);
   current = nullptr;
   if (running->error) {
@@ -229,13 +230,14 @@ bool step(Thread& thread) {
 
 [[noreturn]] void fail_deadlock() {
   constexpr size_t kMostPlaces = 8;
-  std::map<std::tuple<int64_t, std::string, std::string, int>, int> places;
+  std::map<std::tuple<int64_t, std::string, std::string, int, std::string>, int> places;
   for (const auto& cluster : running->live) {
     for (const Block& block : cluster->blocks) {
       if (block.returned == shape.threads) continue;
       for (const Thread& thread : block.threads) {
         if (thread.waits_in == nullptr) continue;
-        ++places[{block.index, thread.waits_in, thread.waits_at.file, thread.waits_at.line}];
+        ++places[{block.index, thread.waits_in, thread.waits_at.file, thread.waits_at.line,
+                  thread.waits_for == nullptr ? "" : describe_barrier(block, thread.waits_for)}];
       }
     }
   }
@@ -243,10 +245,10 @@ bool step(Thread& thread) {
   size_t told = 0;
   for (const auto& [place, count] : places) {
     if (told == kMostPlaces) break;
-    const auto& [block, function, file, line] = place;
+    const auto& [block, function, file, line, barrier] = place;
     what += std::string(told++ == 0 ? " " : "; ") + "in block " + std::to_string(block) + ", " +
             std::to_string(count) + " of " + std::to_string(shape.threads) + " threads wait in " +
-            function + " at " + file + ":" + std::to_string(line);
+            function + " at " + file + ":" + std::to_string(line) + barrier;
   }
   if (places.size() > told) what += "; and " + std::to_string(places.size() - told) + " more";
   throw Error(what);

@@ -18,6 +18,8 @@
 #include "../../../csrc/cuda/gpu/launch_shape.h"
 #include "cudasim.h"
 #include "fiber.h"
+#include "knowledge.h"
+#include "shared_accesses.h"
 
 namespace fastbn::cudasim {
 
@@ -59,10 +61,14 @@ struct Thread {
   bool may_touch_written = true;   // the kernel before is done, or was never overlapped
   const char* waits_in = nullptr;  // the function of gpu.h
   Site waits_at;
-  int64_t polls = 0;  // load_acquire() calls since `polled_epoch`
+  const void* waits_for = nullptr;  // the barrier that it waits in wait_barrier() for
+  int64_t polls = 0;                // load_acquire() calls since `polled_epoch`
   uint64_t polled_epoch = 0;
   std::vector<Copy> copies;   // that no barrier waits for yet
   std::vector<Store> stores;  // that no other thread is sure to see
+  Knowledge knowledge;        // of what all agents did
+  Epoch epoch = 1;            // ends when others may come to know of it, and with a fence
+  std::vector<Epoch> fences;  // that ended with a fence_async_proxy()
 };
 
 // Where a fixed number of threads wait for each other.
@@ -83,8 +89,9 @@ struct Warp {
   unsigned char slots[2][kWarpThreads][kSlotBytes];
 };
 
-// A barrier in shared memory that waits for copies.
+// A barrier in shared memory that waits for arrivals and copies.
 struct CopyBarrierState {
+  Agent agent = 0;   // that its copies write as: in the epoch that is one more than the phase
   int arrivals = 0;  // a phase waits for
   int missing_arrivals = 0;
   int landing_arrivals = 0;  // of those, which are made when the copies land
@@ -92,6 +99,8 @@ struct CopyBarrierState {
   uint64_t phase = 0;
   std::vector<Copy> copies;
   std::vector<Thread*> waiting;
+  Knowledge of_arrivals;  // what those who have arrived knew
+  Knowledge of_phases;    // the same of phases that have ended
 };
 
 struct Block {
@@ -106,6 +115,15 @@ struct Block {
   Barrier barrier;
   std::vector<Warp> warps;
   std::map<const void*, CopyBarrierState> copy_barriers;
+  SharedAccesses accesses;
+  // What a thread is told that has not waited for an agent which is no thread: all of them, in the
+  // order of their numbers.
+  std::vector<const char*> engines = {kNotArrived};
+
+  static constexpr const char* kNotArrived =
+      "which copy_async() may still be writing: no arrive_when_copied() and wait_barrier() since";
+
+  Agent add_engine(const char* not_waited_for);
 };
 
 // Blocks that live at once; a block without a cluster is one of its own.
@@ -145,6 +163,16 @@ void note_store(Buffer& buffer, uintptr_t address, int64_t bytes);
 void gather_stores(Barrier& barrier);
 bool knows_store(uintptr_t address, int64_t bytes);  // the current thread does
 
+// Ends the current thread's epoch, and returns what it knows, its own doings among that.
+const Knowledge& tell_knowledge();
+// Lets threads know what any of them does.
+void share_knowledge(const std::vector<Thread*>& threads);
+
+// An address in the block's shared memory, in words.
+std::string describe_shared(const Block& block, const void* address);
+// What a barrier still waits for, in words.
+std::string describe_barrier(const Block& block, const void* barrier);
+
 // The functions of gpu.h by the same names.
 void fence_device();
 void sync_block(Site site);
@@ -164,9 +192,12 @@ void exchange(const void* value, int bytes, int source_lane, void* result, const
 void copy_async(void* shared, const void* global);
 void arrive_when_copied(void* barrier);
 void init_barrier(void* barrier, int arrivals);
+void arrive(void* barrier, Site site);
 void expect_bytes(void* barrier, int64_t bytes);
 void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);
 void wait_barrier(void* barrier, int parity, Site site);
+void load_shared(const void* address, int64_t bytes);
+void store_shared(void* address, int64_t bytes);
 
 // True if the bytes are the block's own shared memory.
 bool in_shared(const Block& block, const void* address, int64_t bytes);

@@ -41,7 +41,7 @@ int main() {
   const auto tests = {
       selftest::test_numbers,  selftest::test_memory, selftest::test_launches,
       selftest::test_barriers, selftest::test_blocks, selftest::test_clusters,
-      selftest::test_grids,    selftest::test_copies,
+      selftest::test_grids,    selftest::test_copies, selftest::test_pipelines,
   };
   for (const auto& test : tests) {
     test();

@@ -65,6 +65,17 @@ int seeds_right(const std::vector<float>& expected, std::vector<float>& out, con
   return right;
 }
 
+// All that goes wrong in `run` under some seed.
+template <typename Run>
+std::string faults_of_seeds(const Run& run) {
+  std::string faults;
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    cudasim::seed(static_cast<uint64_t>(seed));
+    faults += fault_of(run) + "\n";
+  }
+  return faults;
+}
+
 void test_numbers();
 void test_memory();
 void test_launches();
@@ -73,5 +84,6 @@ void test_blocks();
 void test_clusters();
 void test_grids();
 void test_copies();
+void test_pipelines();
 
 }  // namespace fastbn::selftest

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The functions of csrc/cuda/gpu that wait and copy, each called once: what the compiler says of
+// them on every architecture.
+#include "../../csrc/cuda/gpu/async_copy.cuh"
+
+namespace fastbn::gpu {
+
+FASTBN_KERNEL(128, 1) barriers(float* y, const int parity) {
+  auto* barrier = static_cast<CopyBarrier*>(shared_memory());
+  float* shared = reinterpret_cast<float*>(barrier + 1);
+  const int thread = thread_index();
+  if (thread == 0) init_barrier(barrier, block_threads());
+  sync_block();
+  store_shared(shared + thread, static_cast<float>(thread));
+  arrive(barrier);
+  if (thread == 0) wait_barrier(barrier, parity);
+  store<CacheHint::kStream>(y + thread, load_shared(shared + thread));
+}
+
+FASTBN_KERNEL(128, 1) copies(const float* x, const int bytes) {
+  auto* barrier = static_cast<CopyBarrier*>(shared_memory());
+  copy_async(barrier + 2, x);
+  arrive_when_copied(barrier);
+  expect_bytes(barrier, bytes);
+  bulk_copy(barrier + 2, x, bytes, barrier);
+}
+
+}  // namespace fastbn::gpu
