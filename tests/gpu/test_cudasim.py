@@ -345,14 +345,14 @@ FAULTS = {
         "    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);\n"
         "    pipeline.consumer_wait(tile);",
         ["--shape", "64,16,32,32", "--algorithm", "persistent_block"],
-        "are off",
+        "of shared memory, which ",
     ),
     "stage-released-too-early": (
         "primitives/pipeline.cuh",
         "if (geometry_.persistence.bulk_copies) gpu::sync_block();",
         "",
         ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
-        None,
+        "has read, with no barrier since",
     ),
     "barrier-with-one-block-too-few": (
         "primitives/group_reduce.cuh",

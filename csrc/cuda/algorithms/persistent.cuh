@@ -79,7 +79,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
     PivotedMoments<acc_t> of_split;
     if (thread < mapping.channels()) {
       const auto* row = reinterpret_cast<const typename Mapping::scalar_t*>(pipeline.smem(0));
-      of_split.pivot = gpu::widen(row[mapping.first_in_row(thread)]);
+      of_split.pivot = gpu::widen(gpu::load_shared(row + mapping.first_in_row(thread)));
       shared.records.put(thread,
                          forward_inputs(op, mapping.first_channel() + thread, of_split.pivot));
     }

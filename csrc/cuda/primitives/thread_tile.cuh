@@ -165,7 +165,7 @@ struct SmemThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
     Vector vectors[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      vectors[v] = *reinterpret_cast<const Vector*>(place(v, kTensor));
+      vectors[v] = gpu::load_shared(reinterpret_cast<const Vector*>(place(v, kTensor)));
     }
     Base::widen(vectors, values);
   }
