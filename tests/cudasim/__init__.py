@@ -43,7 +43,8 @@ class Report:
             `cluster`, `barriers` and `cluster_barriers` that were passed, and whether it is
             `cooperative` and `overlaps_previous` ones.
         activations: `read_bytes`, `written_bytes`, histograms of the sizes of `loads` and
-            `stores`, `bulk_copies` and their `bulk_bytes`, of x, y, dy and dx.
+            `stores`, `bulk_copies` and their `bulk_bytes`, `bulk_stores` and their
+            `bulk_stored_bytes`, of x, y, dy and dx.
         vectors: the same of values per channel.
         workspace: the same of what passes between blocks and kernels.
     """

@@ -204,6 +204,8 @@ std::string json(const Traffic& traffic) {
        << ", \"written_bytes\": " << traffic.written_bytes()
        << ", \"loads\": " << json(traffic.loads) << ", \"stores\": " << json(traffic.stores)
        << ", \"bulk_copies\": " << traffic.bulk_copies << ", \"bulk_bytes\": " << traffic.bulk_bytes
+       << ", \"bulk_stores\": " << traffic.bulk_stores
+       << ", \"bulk_stored_bytes\": " << traffic.bulk_stored_bytes
        << ", \"atomics\": " << traffic.atomics << "}";
   return text.str();
 }

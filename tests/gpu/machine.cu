@@ -3,6 +3,7 @@
 // The functions of csrc/cuda/gpu that wait and copy, each called once: what the compiler says of
 // them on every architecture.
 #include "../../csrc/cuda/gpu/async_copy.cuh"
+#include "../../csrc/cuda/gpu/bulk_store.cuh"
 
 namespace fastbn::gpu {
 
@@ -24,6 +25,17 @@ FASTBN_KERNEL(128, 1) copies(const float* x, const int bytes) {
   arrive_when_copied(barrier);
   expect_bytes(barrier, bytes);
   bulk_copy(barrier + 2, x, bytes, barrier);
+}
+
+FASTBN_KERNEL(128, 1) bulk_stores(float* y, const int bytes) {
+  float* shared = static_cast<float*>(shared_memory());
+  store_shared(shared + thread_index(), 1.0f);
+  fence_async_proxy();
+  sync_block();
+  bulk_store(y, shared, bytes);
+  commit_bulk_stores();
+  wait_bulk_stores_read<1>();
+  wait_bulk_stores<0>();
 }
 
 }  // namespace fastbn::gpu

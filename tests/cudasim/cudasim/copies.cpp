@@ -21,7 +21,6 @@ constexpr SharedAccess kBulkCopyLands = {"bulk_copy()", /*writes=*/true, /*in_as
 
 constexpr unsigned char kPoison = 0xFF;
 constexpr int64_t kVectorBytes = 16;
-constexpr int64_t kBulkAlignment = 16;
 
 // Of copies whose thread has not said which barrier waits for them.
 constexpr Epoch kEver = ~Epoch{0};
@@ -30,13 +29,21 @@ Epoch next_epoch(const CopyBarrierState& state) { return static_cast<Epoch>(stat
 
 }  // namespace
 
-void check_destination(const void* shared, int64_t bytes, int64_t alignment, const char* function) {
+void check_range(const char* what, const void* shared, int64_t bytes, int64_t alignment) {
   if (!in_shared(*current->block, shared, bytes)) {
-    fail(std::string(function) + " to outside the block's shared memory");
+    fail(std::string(what) + " outside the block's shared memory");
   }
   if (reinterpret_cast<uintptr_t>(shared) % static_cast<uintptr_t>(alignment) != 0) {
-    fail(std::string(function) + " to shared memory that is not at a multiple of " +
+    fail(std::string(what) + " shared memory that is not at a multiple of " +
          std::to_string(alignment));
+  }
+}
+
+void check_bulk_range(const char* what, const void* shared, int64_t bytes) {
+  check_range(what, shared, bytes, kBulkAlignment);
+  if (bytes <= 0 || bytes % kBulkAlignment != 0) {
+    fail(std::string(what) + " shared memory of " + std::to_string(bytes) +
+         " bytes, not a multiple of 16");
   }
 }
 
@@ -55,7 +62,7 @@ void land(std::vector<Copy>& copies) {
 }
 
 void copy_async(void* shared, const void* global) {
-  check_destination(shared, kVectorBytes, kVectorBytes, "copy_async()");
+  check_range("copy_async() to", shared, kVectorBytes, kVectorBytes);
   ++memory.touch(global, kVectorBytes, kVectorBytes, kCopyAsync).loads[4];
   Block& block = *current->block;
   block.accesses.touch(block, shared, kVectorBytes, kCopyAsyncLands, shape.threads, kEver);
@@ -78,10 +85,7 @@ void arrive_when_copied(void* barrier) {
 }
 
 void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier) {
-  check_destination(shared, bytes, kBulkAlignment, "bulk_copy()");
-  if (bytes <= 0 || bytes % kBulkAlignment != 0) {
-    fail("bulk_copy() of " + std::to_string(bytes) + " bytes, not a multiple of 16");
-  }
+  check_bulk_range("bulk_copy() to", shared, bytes);
   CopyBarrierState& state = find_barrier(barrier, "bulk_copy()");
   Traffic& traffic = memory.touch(global, bytes, kBulkAlignment, kBulkCopy);
   ++traffic.bulk_copies;

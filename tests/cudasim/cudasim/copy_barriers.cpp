@@ -59,7 +59,7 @@ std::string describe_barrier(const Block& block, const void* barrier) {
 }
 
 void init_barrier(void* barrier, int arrivals) {
-  check_destination(barrier, kBarrierBytes, kBarrierBytes, "init_barrier()");
+  check_range("init_barrier() in", barrier, kBarrierBytes, kBarrierBytes);
   if (arrivals < 1) fail("init_barrier() for no arrivals");
   std::memcpy(barrier, &kBarrierMark, sizeof(kBarrierMark));
   CopyBarrierState state;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What copies and the barriers that wait for them have in common. Part of the simulator behind
+// What copies, bulk stores and barriers have in common. Part of the simulator behind
 // gpu.h; not for its users.
 #pragma once
 
@@ -16,7 +16,11 @@ CopyBarrierState& find_barrier(const void* barrier, const char* function);
 
 void count_arrival(CopyBarrierState& state, const char* function);
 
-void check_destination(const void* shared, int64_t bytes, int64_t alignment, const char* function);
+constexpr int64_t kBulkAlignment = 16;
+
+// Fails where a range is not in the block's shared memory, or not where the machine wants it.
+void check_range(const char* what, const void* shared, int64_t bytes, int64_t alignment);
+void check_bulk_range(const char* what, const void* shared, int64_t bytes);
 
 // Lets copies land in any order, and empties the list.
 void land(std::vector<Copy>& copies);

@@ -64,6 +64,8 @@ struct Traffic {
   std::array<int64_t, 5> stores = {};
   int64_t bulk_copies = 0;
   int64_t bulk_bytes = 0;
+  int64_t bulk_stores = 0;
+  int64_t bulk_stored_bytes = 0;
   int64_t atomics = 0;  // in neither histogram, nor in the bytes; load_acquire() is not counted
 
   int64_t read_bytes() const;

@@ -206,6 +206,31 @@ FASTBN_DEVICE void wait_barrier(CopyBarrier* barrier, int parity,
   cudasim::wait_barrier(barrier, parity, site);
 }
 
+// --- Bulk stores from shared to global memory ----------------------------------------------------
+
+// Makes what this thread has written to shared memory visible to the copy engine.
+FASTBN_DEVICE void fence_async_proxy() { cudasim::fence_async_proxy(); }
+
+// Starts to store a range: addresses and bytes are multiples of 16.
+FASTBN_DEVICE void bulk_store(void* global, const void* shared, int bytes) {
+  cudasim::bulk_store(global, shared, bytes);
+}
+
+// Makes a group of what this thread has stored since the last one.
+FASTBN_DEVICE void commit_bulk_stores() { cudasim::commit_bulk_stores(); }
+
+// Waits until all groups of this thread but the last kPending have been read from shared memory.
+template <int kPending>
+FASTBN_DEVICE void wait_bulk_stores_read() {
+  cudasim::wait_bulk_stores_read(kPending);
+}
+
+// Waits until all groups of this thread but the last kPending have arrived in global memory.
+template <int kPending>
+FASTBN_DEVICE void wait_bulk_stores() {
+  cudasim::wait_bulk_stores(kPending);
+}
+
 // --- 16-bit floating point -----------------------------------------------------------------------
 
 FASTBN_DEVICE double widen(double value) { return value; }

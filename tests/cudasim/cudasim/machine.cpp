@@ -180,6 +180,7 @@ void run_thread() {
   fiber_entered(current->fiber);
   try {
     running->body(running->arguments);
+    check_bulk_stores_read();
   } catch (...) {
     running->error = std::current_exception();
   }
@@ -424,7 +425,7 @@ int64_t Traffic::read_bytes() const {
 }
 
 int64_t Traffic::written_bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = bulk_stored_bytes;
   for (size_t i = 0; i < stores.size(); ++i) bytes += stores[i] << i;
   return bytes;
 }
@@ -434,6 +435,8 @@ Traffic& Traffic::operator+=(const Traffic& other) {
   for (size_t i = 0; i < stores.size(); ++i) stores[i] += other.stores[i];
   bulk_copies += other.bulk_copies;
   bulk_bytes += other.bulk_bytes;
+  bulk_stores += other.bulk_stores;
+  bulk_stored_bytes += other.bulk_stored_bytes;
   atomics += other.atomics;
   return *this;
 }

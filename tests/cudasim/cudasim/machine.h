@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -54,6 +55,24 @@ struct Store {
   int64_t bytes;
 };
 
+// A store of a range from shared memory.
+struct BulkStore {
+  void* global;
+  const void* shared;
+  int64_t bytes;
+  bool is_read = false;
+};
+
+// Those of a thread, and how many groups of them there were.
+struct BulkStores {
+  Agent agent = 0;      // that they read as, in the epoch of their group; none if 0
+  Epoch last = 0;       // the group of the last store
+  Epoch committed = 0;  // groups
+  Epoch read = 0;       // of these, waited for
+  std::vector<BulkStore> open;
+  std::deque<std::vector<BulkStore>> groups;  // that were not waited for to arrive
+};
+
 struct Thread {
   Fiber fiber;
   Block* block = nullptr;
@@ -69,6 +88,7 @@ struct Thread {
   Knowledge knowledge;        // of what all agents did
   Epoch epoch = 1;            // ends when others may come to know of it, and with a fence
   std::vector<Epoch> fences;  // that ended with a fence_async_proxy()
+  BulkStores bulk_stores;
 };
 
 // Where a fixed number of threads wait for each other.
@@ -198,6 +218,14 @@ void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);
 void wait_barrier(void* barrier, int parity, Site site);
 void load_shared(const void* address, int64_t bytes);
 void store_shared(void* address, int64_t bytes);
+void fence_async_proxy();
+void bulk_store(void* global, const void* shared, int64_t bytes);
+void commit_bulk_stores();
+void wait_bulk_stores_read(int pending);
+void wait_bulk_stores(int pending);
+
+// Fails where the current thread returns too early.
+void check_bulk_stores_read();
 
 // True if the bytes are the block's own shared memory.
 bool in_shared(const Block& block, const void* address, int64_t bytes);

@@ -123,11 +123,26 @@ void Memory::touch_writable(Buffer& buffer, uintptr_t address, int64_t bytes,
   if (access.is_atomic) return;
   if (access.stores) {
     buffer.stored.insert(address, bytes);
-    // Activations are not what blocks talk to each other by.
-    if (buffer.kind != Kind::kActivation) note_store(buffer, address, bytes);
+    if (access.arrives_later) {
+      buffer.unpublished.insert(address, bytes);
+    } else if (buffer.kind != Kind::kActivation) {
+      note_store(buffer, address, bytes);  // activations are not what blocks talk to each other by
+    }
   } else if (buffer.unpublished.has_any(address, bytes) && !knows_store(address, bytes)) {
     fail(verb(access, bytes) + "at " + describe(address) +
-         ", which another thread wrote, with no fence_device() or barrier since");
+         ", which another thread wrote, with no fence_device() or barrier since, or a bulk store "
+         "that was not waited for");
+  }
+}
+
+void Memory::arrive(const void* address, int64_t bytes) {
+  constexpr Access kArrives = {"wait_bulk_stores", /*stores=*/true, /*sees_stores=*/true};
+  const auto value = reinterpret_cast<uintptr_t>(address);
+  Buffer& buffer = *look_up(value, bytes, kArrives);
+  if (buffer.kind == Kind::kActivation) {
+    buffer.unpublished.erase(value, bytes);
+  } else {
+    note_store(buffer, value, bytes);
   }
 }
 

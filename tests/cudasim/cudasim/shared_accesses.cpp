@@ -160,6 +160,18 @@ void SharedAccesses::touch(Block& block, const void* address, int64_t bytes,
   });
 }
 
+bool SharedAccesses::is_of_threads(const Block& block, const void* address, int64_t bytes) {
+  bool are_all = true;
+  for_each_cell(block, address, bytes, [&](Cell& cell, uint16_t touched) {
+    unsigned written = 0;
+    cell.writes.for_each([&](const CellAccess& write) {
+      if (write.agent < shape.threads) written |= write.bytes;
+    });
+    are_all &= (touched & ~written) == 0;
+  });
+  return are_all;
+}
+
 void SharedAccesses::hand_over(Block& block, const void* address, int64_t bytes, Agent agent,
                                Epoch epoch) {
   for_each_cell(block, address, bytes, [&](Cell& cell, uint16_t touched) {

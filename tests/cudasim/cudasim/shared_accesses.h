@@ -53,6 +53,9 @@ class SharedAccesses {
   void touch(Block& block, const void* address, int64_t bytes, const SharedAccess& access,
              Agent agent, Epoch epoch);
 
+  // Whether what is there was written by threads, by store_shared(), every byte.
+  bool is_of_threads(const Block& block, const void* address, int64_t bytes);
+
   // Hands what an agent wrote over to another.
   void hand_over(Block& block, const void* address, int64_t bytes, Agent agent, Epoch epoch);
 

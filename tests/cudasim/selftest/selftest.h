@@ -85,5 +85,6 @@ void test_clusters();
 void test_grids();
 void test_copies();
 void test_pipelines();
+void test_bulk_stores();
 
 }  // namespace fastbn::selftest
