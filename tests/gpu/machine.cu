@@ -4,6 +4,7 @@
 // them on every architecture.
 #include "../../csrc/cuda/gpu/async_copy.cuh"
 #include "../../csrc/cuda/gpu/bulk_store.cuh"
+#include "../../csrc/cuda/gpu/store_async.cuh"
 
 namespace fastbn::gpu {
 
@@ -36,6 +37,19 @@ FASTBN_KERNEL(128, 1) bulk_stores(float* y, const int bytes) {
   commit_bulk_stores();
   wait_bulk_stores_read<1>();
   wait_bulk_stores<0>();
+}
+
+template <typename T>
+FASTBN_DEVICE void store_to_peer(const int rank) {
+  auto* barrier = static_cast<CopyBarrier*>(shared_memory());
+  store_async(reinterpret_cast<T*>(barrier + 2) + rank, rank, T{}, barrier);
+}
+
+FASTBN_KERNEL(128, 1) peer_stores(const int rank, const int parity) {
+  store_to_peer<float>(rank);
+  store_to_peer<double>(rank);
+  store_to_peer<Vector<double, 2>>(rank);
+  wait_barrier_cluster(static_cast<CopyBarrier*>(shared_memory()), parity);
 }
 
 }  // namespace fastbn::gpu

@@ -19,7 +19,6 @@ constexpr SharedAccess kCopyAsyncLands = {"copy_async()", /*writes=*/true,
                                           /*in_async_proxy=*/false};
 constexpr SharedAccess kBulkCopyLands = {"bulk_copy()", /*writes=*/true, /*in_async_proxy=*/true};
 
-constexpr unsigned char kPoison = 0xFF;
 constexpr int64_t kVectorBytes = 16;
 
 // Of copies whose thread has not said which barrier waits for them.
@@ -47,15 +46,18 @@ void check_bulk_range(const char* what, const void* shared, int64_t bytes) {
   }
 }
 
+void check_poison(const void* shared, int64_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(shared);
+  if (std::any_of(begin, begin + bytes, [](unsigned char value) { return value != kPoison; })) {
+    fail("the destination of an asynchronous copy was written before the copy had landed");
+  }
+}
+
 void land(std::vector<Copy>& copies) {
   while (!copies.empty()) {
     std::swap(copies[draw(copies.size())], copies.back());
     const Copy copy = copies.back();
-    const auto* shared = static_cast<const unsigned char*>(copy.shared);
-    if (std::any_of(shared, shared + copy.bytes,
-                    [](unsigned char value) { return value != kPoison; })) {
-      fail("the destination of an asynchronous copy was written before the copy had landed");
-    }
+    check_poison(copy.shared, copy.bytes);
     copies.pop_back();
     std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.bytes));
   }

@@ -32,15 +32,26 @@ void arrive_now(CopyBarrierState& state) {
 
 }  // namespace
 
-CopyBarrierState& find_barrier(const void* barrier, const char* function) {
-  const auto found = current->block->copy_barriers.find(barrier);
-  if (found == current->block->copy_barriers.end()) {
+CopyBarrierState& find_barrier(Block& block, const void* barrier, const char* function) {
+  const auto found = block.copy_barriers.find(barrier);
+  if (found == block.copy_barriers.end()) {
     fail(std::string(function) + " of a barrier that init_barrier() was not called for");
   }
   uint64_t mark;
   std::memcpy(&mark, barrier, sizeof(mark));
   if (mark != kBarrierMark) fail(std::string(function) + " of a barrier that was written over");
-  return found->second;
+  CopyBarrierState& state = found->second;
+  const bool is_own = &block == current->block && state.initializer == current->index;
+  if (!is_own && !current->knowledge.covers(block.rank, state.initializer, state.initialized)) {
+    fail(std::string(function) + " of the barrier at " + describe_shared(block, barrier) +
+         ", which thread " + std::to_string(state.initializer) +
+         " has initialized with no barrier since");
+  }
+  return state;
+}
+
+CopyBarrierState& find_barrier(const void* barrier, const char* function) {
+  return find_barrier(*current->block, barrier, function);
 }
 
 void count_arrival(CopyBarrierState& state, const char* function) {
@@ -67,6 +78,8 @@ void init_barrier(void* barrier, int arrivals) {
       "which an asynchronous copy may still be writing: no wait_barrier() since");
   state.arrivals = arrivals;
   state.missing_arrivals = arrivals;
+  state.initializer = current->index;
+  state.initialized = current->epoch;
   current->block->copy_barriers[barrier] = std::move(state);
 }
 
@@ -86,12 +99,15 @@ void expect_bytes(void* barrier, int64_t bytes) {
   }
   count_arrival(state, "expect_bytes()");
   state.missing_bytes += bytes;
+  check_expected(*current->block, barrier, state, "expect_bytes()");
   arrive_now(state);
 }
 
-void wait_barrier(void* barrier, int parity, Site site) {
+namespace {
+
+void wait(void* barrier, int parity, const char* function, Site site) {
   for (;;) {
-    CopyBarrierState& state = find_barrier(barrier, "wait_barrier()");
+    CopyBarrierState& state = find_barrier(barrier, function);
     if (static_cast<int>(state.phase % 2) == parity) {
       for (const Copy& copy : state.copies) {
         if (copy.in_bulk) state.missing_bytes -= copy.bytes;
@@ -99,6 +115,11 @@ void wait_barrier(void* barrier, int parity, Site site) {
       land(state.copies);
       state.missing_arrivals -= std::exchange(state.landing_arrivals, 0);
       end_phase_if_complete(*current->block, state);
+      while (static_cast<int>(state.phase % 2) == parity && state.missing_arrivals == 0 &&
+             !state.peer_stores.empty()) {
+        land_one(state);
+        end_phase_if_complete(*current->block, state);
+      }
     }
     if (static_cast<int>(state.phase % 2) != parity) {
       current->knowledge.add(state.of_phases);
@@ -107,8 +128,20 @@ void wait_barrier(void* barrier, int parity, Site site) {
     }
     state.waiting.push_back(current);
     current->waits_for = barrier;
-    suspend("wait_barrier()", site);
+    suspend(function, site);
   }
+}
+
+}  // namespace
+
+void wait_barrier(void* barrier, int parity, Site site) {
+  wait(barrier, parity, "wait_barrier()", site);
+  if (!find_barrier(barrier, "wait_barrier()").is_stored_to) return;
+  fail("wait_barrier() for what blocks of the cluster store: wait_barrier_cluster() lets see that");
+}
+
+void wait_barrier_cluster(void* barrier, int parity, Site site) {
+  wait(barrier, parity, "wait_barrier_cluster()", site);
 }
 
 }  // namespace fastbn::cudasim

@@ -11,7 +11,8 @@
 
 namespace fastbn::cudasim {
 
-// Finds a barrier of the current block.
+// Finds a barrier of a block, or of the current one.
+CopyBarrierState& find_barrier(Block& block, const void* barrier, const char* function);
 CopyBarrierState& find_barrier(const void* barrier, const char* function);
 
 void count_arrival(CopyBarrierState& state, const char* function);
@@ -21,6 +22,17 @@ constexpr int64_t kBulkAlignment = 16;
 // Fails where a range is not in the block's shared memory, or not where the machine wants it.
 void check_range(const char* what, const void* shared, int64_t bytes, int64_t alignment);
 void check_bulk_range(const char* what, const void* shared, int64_t bytes);
+
+// Where something is going to land, until it does.
+constexpr unsigned char kPoison = 0xFF;
+void check_poison(const void* shared, int64_t bytes);
+
+// Fails where blocks of the cluster have stored more bytes than the present phase expects.
+void check_expected(const Block& block, const void* barrier, const CopyBarrierState& state,
+                    const char* function);
+
+// Lets the store of a peer land.
+void land_one(CopyBarrierState& state);
 
 // Lets copies land in any order, and empties the list.
 void land(std::vector<Copy>& copies);

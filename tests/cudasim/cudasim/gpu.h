@@ -206,6 +206,24 @@ FASTBN_DEVICE void wait_barrier(CopyBarrier* barrier, int parity,
   cudasim::wait_barrier(barrier, parity, site);
 }
 
+// --- Stores to blocks of the cluster -------------------------------------------------------------
+
+// Stores 4, 8 or 16 bytes where a block of the cluster has what the calling block has at `own`. The
+// bytes count for the barrier that it has where the calling block has `own_barrier`.
+template <typename T>
+FASTBN_DEVICE void store_async(T* own, int rank, const T& value, CopyBarrier* own_barrier,
+                               cudasim::Site site = cudasim::Site::here()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  cudasim::store_async(own, rank, &value, sizeof(T), own_barrier, site);
+}
+
+// Like wait_barrier(), for a barrier that blocks of the cluster store to: what they have stored is
+// visible after.
+FASTBN_DEVICE void wait_barrier_cluster(CopyBarrier* barrier, int parity,
+                                        cudasim::Site site = cudasim::Site::here()) {
+  cudasim::wait_barrier_cluster(barrier, parity, site);
+}
+
 // --- Bulk stores from shared to global memory ----------------------------------------------------
 
 // Makes what this thread has written to shared memory visible to the copy engine.

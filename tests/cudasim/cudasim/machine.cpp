@@ -153,11 +153,13 @@ void start_cluster(int64_t index) {
 
 void end_block(Block& block) {
   check_red_zones(block);
-  const bool may_land =
-      std::any_of(block.copy_barriers.begin(), block.copy_barriers.end(),
-                  [](const auto& entry) { return !entry.second.copies.empty(); }) ||
-      std::any_of(block.threads.begin(), block.threads.end(),
-                  [](const Thread& thread) { return !thread.copies.empty(); });
+  const bool may_land = std::any_of(block.copy_barriers.begin(), block.copy_barriers.end(),
+                                    [](const auto& entry) {
+                                      const CopyBarrierState& state = entry.second;
+                                      return !state.copies.empty() || !state.peer_stores.empty();
+                                    }) ||
+                        std::any_of(block.threads.begin(), block.threads.end(),
+                                    [](const Thread& thread) { return !thread.copies.empty(); });
   if (may_land) {
     throw Error(at_block(block) + " returned while copies to its shared memory may land");
   }

@@ -48,6 +48,14 @@ struct Copy {
   bool in_bulk = false;
 };
 
+// A store to a block of the cluster that has not landed.
+struct PeerStore {
+  void* shared;
+  int64_t bytes;
+  unsigned char value[16];
+  Knowledge knowledge;  // of who stored
+};
+
 // A store to global memory.
 struct Store {
   Buffer* buffer;
@@ -117,7 +125,12 @@ struct CopyBarrierState {
   int landing_arrivals = 0;  // of those, which are made when the copies land
   int64_t missing_bytes = 0;
   uint64_t phase = 0;
+  // Who initialized it, and when.
+  Agent initializer = 0;
+  Epoch initialized = 0;
+  bool is_stored_to = false;  // by blocks of the cluster
   std::vector<Copy> copies;
+  std::vector<PeerStore> peer_stores;
   std::vector<Thread*> waiting;
   Knowledge of_arrivals;  // what those who have arrived knew
   Knowledge of_phases;    // the same of phases that have ended
@@ -216,6 +229,9 @@ void arrive(void* barrier, Site site);
 void expect_bytes(void* barrier, int64_t bytes);
 void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);
 void wait_barrier(void* barrier, int parity, Site site);
+void wait_barrier_cluster(void* barrier, int parity, Site site);
+void store_async(void* own, int rank, const void* value, int64_t bytes, void* own_barrier,
+                 Site site);
 void load_shared(const void* address, int64_t bytes);
 void store_shared(void* address, int64_t bytes);
 void fence_async_proxy();

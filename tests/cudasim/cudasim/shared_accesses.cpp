@@ -74,7 +74,10 @@ void share_knowledge(const std::vector<Thread*>& threads) {
 
 std::string describe_shared(const Block& block, const void* address) {
   return "byte " + std::to_string(static_cast<const unsigned char*>(address) - block.shared) +
-         " of shared memory";
+         " of shared memory" +
+         (current == nullptr || current->block == &block
+              ? ""
+              : " of block " + std::to_string(block.index));
 }
 
 void load_shared(const void* address, int64_t bytes) {

@@ -39,10 +39,10 @@ float sum(const std::vector<float>& values) {
 int main() {
   using namespace fastbn;
   const auto tests = {
-      selftest::test_numbers,     selftest::test_memory, selftest::test_launches,
-      selftest::test_barriers,    selftest::test_blocks, selftest::test_clusters,
-      selftest::test_grids,       selftest::test_copies, selftest::test_pipelines,
-      selftest::test_bulk_stores,
+      selftest::test_numbers,     selftest::test_memory,      selftest::test_launches,
+      selftest::test_barriers,    selftest::test_blocks,      selftest::test_clusters,
+      selftest::test_grids,       selftest::test_copies,      selftest::test_pipelines,
+      selftest::test_bulk_stores, selftest::test_peer_stores,
   };
   for (const auto& test : tests) {
     test();

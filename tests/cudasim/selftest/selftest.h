@@ -86,5 +86,6 @@ void test_grids();
 void test_copies();
 void test_pipelines();
 void test_bulk_stores();
+void test_peer_stores();
 
 }  // namespace fastbn::selftest
