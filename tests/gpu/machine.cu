@@ -4,6 +4,7 @@
 // them on every architecture.
 #include "../../csrc/cuda/gpu/async_copy.cuh"
 #include "../../csrc/cuda/gpu/bulk_store.cuh"
+#include "../../csrc/cuda/gpu/encode_tensor_map.cuh"
 #include "../../csrc/cuda/gpu/store_async.cuh"
 
 namespace fastbn::gpu {
@@ -50,6 +51,15 @@ FASTBN_KERNEL(128, 1) peer_stores(const int rank, const int parity) {
   store_to_peer<double>(rank);
   store_to_peer<Vector<double, 2>>(rank);
   wait_barrier_cluster(static_cast<CopyBarrier*>(shared_memory()), parity);
+}
+
+FASTBN_KERNEL(128, 1) boxes(FASTBN_PARAMETER TensorMap map, const int column, const int row) {
+  auto* barrier = static_cast<CopyBarrier*>(shared_memory());
+  bulk_copy_2d(barrier + 16, &map, column, row, barrier);
+}
+
+const char* encode(const TensorMapShape& shape, TensorMap* map) {
+  return encode_tensor_map(shape, map);
 }
 
 }  // namespace fastbn::gpu

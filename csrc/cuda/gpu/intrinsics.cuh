@@ -40,9 +40,9 @@ FASTBN_DEVICE int grid_blocks() { return gridDim.x; }
 
 // --- Shared memory and barriers ------------------------------------------------------------------
 
-// The block's dynamic shared memory, aligned to 16 bytes.
+// The block's dynamic shared memory, aligned to 128 bytes, as boxes of a matrix must be.
 FASTBN_DEVICE void* shared_memory() {
-  extern __shared__ __align__(16) unsigned char shared[];
+  extern __shared__ __align__(128) unsigned char shared[];
   return shared;
 }
 

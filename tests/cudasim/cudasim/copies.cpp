@@ -23,9 +23,6 @@ constexpr int64_t kVectorBytes = 16;
 
 // Of copies whose thread has not said which barrier waits for them.
 constexpr Epoch kEver = ~Epoch{0};
-// The one in which copies of the present phase write.
-Epoch next_epoch(const CopyBarrierState& state) { return static_cast<Epoch>(state.phase + 1); }
-
 }  // namespace
 
 void check_range(const char* what, const void* shared, int64_t bytes, int64_t alignment) {
@@ -59,7 +56,11 @@ void land(std::vector<Copy>& copies) {
     const Copy copy = copies.back();
     check_poison(copy.shared, copy.bytes);
     copies.pop_back();
-    std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.bytes));
+    if (copy.global == nullptr) {
+      std::memset(copy.shared, 0, static_cast<size_t>(copy.bytes));
+    } else {
+      std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.bytes));
+    }
   }
 }
 

@@ -15,6 +15,11 @@ namespace fastbn::cudasim {
 CopyBarrierState& find_barrier(Block& block, const void* barrier, const char* function);
 CopyBarrierState& find_barrier(const void* barrier, const char* function);
 
+// The one in which copies of the present phase write.
+inline Epoch next_epoch(const CopyBarrierState& state) {
+  return static_cast<Epoch>(state.phase + 1);
+}
+
 void count_arrival(CopyBarrierState& state, const char* function);
 
 constexpr int64_t kBulkAlignment = 16;

@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "../../../csrc/core/dtype.h"
+#include "../../../csrc/cuda/gpu/tensor_map_shape.h"
 #include "cudasim.h"
 #include "half.h"
 #include "machine.h"
@@ -204,6 +205,24 @@ FASTBN_DEVICE void bulk_copy(void* shared, const void* global, int bytes, CopyBa
 FASTBN_DEVICE void wait_barrier(CopyBarrier* barrier, int parity,
                                 cudasim::Site site = cudasim::Site::here()) {
   cudasim::wait_barrier(barrier, parity, site);
+}
+
+// --- Asynchronous copies of boxes of a matrix ----------------------------------------------------
+
+struct TensorMap {
+  TensorMapShape shape;
+  bool is_encoded = false;
+};
+
+// Null, or what is wrong.
+const char* encode_tensor_map(const TensorMapShape& shape, TensorMap* map);
+
+// Starts to copy the box whose first element is at `column` and `row` to a multiple of 128, row by
+// row. Elements of it that are not in the matrix become zero. The barrier counts all bytes of the
+// box.
+FASTBN_DEVICE void bulk_copy_2d(void* shared, const TensorMap* map, int column, int row,
+                                CopyBarrier* barrier) {
+  cudasim::bulk_copy_2d(shared, map, column, row, barrier);
 }
 
 // --- Stores to blocks of the cluster -------------------------------------------------------------

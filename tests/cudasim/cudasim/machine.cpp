@@ -38,7 +38,7 @@ constexpr int kPoison = 0xFF;
 constexpr unsigned char kRedZone = 0xA5;
 constexpr size_t kRedZoneBytes = 256;
 // Shared memory begins at a multiple of this and of nothing higher: kernels are promised no more.
-constexpr size_t kSharedAlignment = 16;
+constexpr size_t kSharedAlignment = 128;
 
 Device simulated_device;
 Report report;

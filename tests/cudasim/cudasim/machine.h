@@ -22,6 +22,10 @@
 #include "knowledge.h"
 #include "shared_accesses.h"
 
+namespace fastbn::gpu {
+struct TensorMap;
+}
+
 namespace fastbn::cudasim {
 
 using cuda::kWarpThreads;
@@ -43,7 +47,7 @@ struct Cluster;
 // An asynchronous copy that has not landed.
 struct Copy {
   void* shared;
-  const void* global;
+  const void* global;  // null to become zero
   int64_t bytes;
   bool in_bulk = false;
 };
@@ -228,6 +232,8 @@ void init_barrier(void* barrier, int arrivals);
 void arrive(void* barrier, Site site);
 void expect_bytes(void* barrier, int64_t bytes);
 void bulk_copy(void* shared, const void* global, int64_t bytes, void* barrier);
+void bulk_copy_2d(void* shared, const gpu::TensorMap* map, int64_t column, int64_t row,
+                  void* barrier);
 void wait_barrier(void* barrier, int parity, Site site);
 void wait_barrier_cluster(void* barrier, int parity, Site site);
 void store_async(void* own, int rank, const void* value, int64_t bytes, void* own_barrier,

@@ -42,7 +42,7 @@ int main() {
       selftest::test_numbers,     selftest::test_memory,      selftest::test_launches,
       selftest::test_barriers,    selftest::test_blocks,      selftest::test_clusters,
       selftest::test_grids,       selftest::test_copies,      selftest::test_pipelines,
-      selftest::test_bulk_stores, selftest::test_peer_stores,
+      selftest::test_bulk_stores, selftest::test_peer_stores, selftest::test_tensor_maps,
   };
   for (const auto& test : tests) {
     test();

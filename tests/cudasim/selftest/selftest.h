@@ -87,5 +87,6 @@ void test_copies();
 void test_pipelines();
 void test_bulk_stores();
 void test_peer_stores();
+void test_tensor_maps();
 
 }  // namespace fastbn::selftest
