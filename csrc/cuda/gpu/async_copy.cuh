@@ -39,7 +39,13 @@ FASTBN_DEVICE void bulk_copy([[maybe_unused]] void* shared, [[maybe_unused]] con
                              [[maybe_unused]] int bytes, [[maybe_unused]] CopyBarrier* barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
+// The address may be said to be this block's since CUDA 12.8, as is all code for 10.0: 12.0 has a
+// call in reserve for an address that is not.
+#if __CUDA_ARCH__ >= 1000
+      "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+#else
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+#endif
           "r"(detail::shared_address(shared)),
       "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(detail::shared_address(barrier))
       : "memory");
