@@ -2,8 +2,10 @@
 //
 // The torch side of the CUDA backend: device, stream, memory, and what the planner asks of them.
 #include <c10/core/DeviceGuard.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <cstdlib>
@@ -16,6 +18,7 @@
 
 #include "../ops/registration.h"
 #include "batch_norm.h"
+#include "counters.h"
 #include "device_query.h"
 #include "planner/plan.h"
 #include "planner/request.h"
@@ -100,11 +103,44 @@ class Planning {
 
 Plan plan_for(const Request& request) { return Planning::instance().plan_for(request); }
 
+// The memory of the current stream; see CallWorkspace.
+class StreamMemory {
+ public:
+  cudaStream_t stream() const { return stream_.stream(); }
+
+  bool is_capturing() const {
+    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  }
+
+  Counters* counters() const {
+    static CounterSlots slots;
+    // One that torch did not make, and that its maker may destroy: another may get the same handle
+    // while its kernels run, or each thread have a stream of that handle.
+    const bool external =
+        stream_.id() != 0 && stream_.id() == reinterpret_cast<c10::StreamId>(stream());
+    if (external) return nullptr;
+    // Another stream of this thread may be capturing, in whose graph nothing of this belongs.
+    const c10::cuda::CUDAStreamCaptureModeGuard guard(cudaStreamCaptureModeRelaxed);
+    return slots.of(stream_.device_index(), stream_.id(), module_counters);
+  }
+
+  c10::DataPtr allocate(int64_t bytes) const {
+    return c10::cuda::CUDACachingAllocator::get()->allocate(static_cast<size_t>(bytes));
+  }
+
+  void clear(void* data, int64_t bytes) const {
+    C10_CUDA_CHECK(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), stream()));
+  }
+
+ private:
+  c10::cuda::CUDAStream stream_ = c10::cuda::getCurrentCUDAStream();
+};
+
 void training_forward(const TrainingForward& op) {
   const Plan plan = plan_for(request(op));
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const WorkspaceLease workspace = lease_workspace(stream, plan.workspace_bytes);
-  cuda::training_forward(op, plan, workspace.data, stream.stream());
+  StreamMemory memory;
+  const CallWorkspace workspace(memory, plan);
+  cuda::training_forward(op, plan, *workspace, memory.stream());
 }
 
 void eval_forward(const EvalForward& op) {
@@ -114,9 +150,9 @@ void eval_forward(const EvalForward& op) {
 
 void backward(const Backward& op) {
   const Plan plan = plan_for(request(op));
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const WorkspaceLease workspace = lease_workspace(stream, plan.workspace_bytes);
-  cuda::backward(op, plan, workspace.data, stream.stream());
+  StreamMemory memory;
+  const CallWorkspace workspace(memory, plan);
+  cuda::backward(op, plan, *workspace, memory.stream());
 }
 
 constexpr fastbn::Backend kBackend{training_forward, eval_forward, backward};

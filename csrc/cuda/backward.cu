@@ -7,7 +7,7 @@
 
 namespace fastbn::cuda {
 
-void backward(const Backward& op, const Plan& plan, void* workspace, void* stream) {
+void backward(const Backward& op, const Plan& plan, const Workspace& workspace, void* stream) {
   if (plan.launches == 0) return;
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
   with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
@@ -24,19 +24,18 @@ void backward(const Backward& op, const Plan& plan, void* workspace, void* strea
       launch("one_block_backward", one_block_backward<Mapping>, op, plan.geometry);
       return;
     }
-    const Workspace arrays = place(plan, workspace);
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
-        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, arrays);
+        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, workspace);
         return;
       }
       throw not_persistent(plan);
     }
     launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
-           arrays);
+           workspace);
     if (plan.launches == 2) {
       launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping>, op, plan.geometry,
-                  arrays);
+                  workspace);
     }
   });
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Launches a planned operation. `stream` is a cudaStream_t; `workspace` has the plan's size and
-// begins with kZeroedBytes zeros, of which the kernels change no more than top bits of barriers.
+// Launches a planned operation. `stream` is a cudaStream_t; `workspace` is what the plan asks for.
 // Throws std::runtime_error, naming kernel, shape and plan, if a launch fails.
 #pragma once
 
@@ -10,9 +9,10 @@
 
 namespace fastbn::cuda {
 
-void training_forward(const TrainingForward& op, const Plan& plan, void* workspace, void* stream);
+void training_forward(const TrainingForward& op, const Plan& plan, const Workspace& workspace,
+                      void* stream);
 void eval_forward(const EvalForward& op, const Plan& plan, void* stream);
-void backward(const Backward& op, const Plan& plan, void* workspace, void* stream);
+void backward(const Backward& op, const Plan& plan, const Workspace& workspace, void* stream);
 
 // Completes the current device's properties by what the driver says of these kernels: whether they
 // can live all at once, whether their machine code knows the copy engine, and how many clusters run

@@ -9,7 +9,8 @@
 
 namespace fastbn::cuda {
 
-void training_forward(const TrainingForward& op, const Plan& plan, void* workspace, void* stream) {
+void training_forward(const TrainingForward& op, const Plan& plan, const Workspace& workspace,
+                      void* stream) {
   const Launcher launch(op.problem, plan, static_cast<gpu::Stream>(stream));
   with_mapping(op.problem.dtype, plan.geometry, [&](auto tag) {
     using Mapping = typename decltype(tag)::Type;
@@ -21,18 +22,18 @@ void training_forward(const TrainingForward& op, const Plan& plan, void* workspa
       launch("one_block_forward", one_block_forward<Mapping>, op, plan.geometry);
       return;
     }
-    const Workspace arrays = place(plan, workspace);
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
-        launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, arrays);
+        launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, workspace);
         return;
       }
       throw not_persistent(plan);
     }
-    launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry, arrays);
+    launch("two_pass_forward_reduce", two_pass_forward_reduce<Mapping>, op, plan.geometry,
+           workspace);
     if (op.steps != Steps::kReduce) {
       launch.then("two_pass_forward_apply", two_pass_forward_apply<Mapping>, op, plan.geometry,
-                  arrays);
+                  workspace);
     }
   });
 }

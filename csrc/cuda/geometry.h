@@ -170,13 +170,23 @@ constexpr int reduce_lists_scratch(int threads, int length, int lists) {
   return reduce_rows_scratch(threads_per_list < length ? threads_per_list : length, lists);
 }
 
-// Device memory of a call: per-channel results of the splits, and what the first kernel leaves to
-// the second.
+// The most channel tiles that are cut into splits, and the most CTA groups of a grid.
+constexpr int kCountedTiles = 4096;
+constexpr int kMaxCtaGroups = 16;
+
+// By which blocks learn what others have done. Zero at first, and after each launch but for top
+// bits of barriers, which may be either way.
+struct alignas(256) Counters {
+  unsigned tiles[kCountedTiles];     // splits of a channel tile that are done
+  unsigned barriers[kMaxCtaGroups];  // see GridBarrier in primitives/group_reduce.cuh
+};
+
+// Device memory of a call: counters, per-channel results of the splits, and what the first kernel
+// leaves to the second.
 struct Workspace {
-  unsigned* counters;  // one per channel tile, zero between launches
-  unsigned* barriers;  // one per CTA group; see GridBarrier in primitives/group_reduce.cuh
-  void* partials;      // of acc_t: [field][split][channel]; persistent: see GroupPartials
-  void* coefficients;  // of acc_t: [kCoefficients][channel]
+  Counters* counters = nullptr;
+  void* partials = nullptr;      // of acc_t: [field][split][channel]; persistent: see GroupPartials
+  void* coefficients = nullptr;  // of acc_t: [kCoefficients][channel]
 };
 
 // Partial results of a CTA group are double buffered: a buffer is written again only after a

@@ -93,12 +93,4 @@ inline std::logic_error not_persistent(const Plan& plan) {
                           name(plan.geometry.mapping));
 }
 
-// Places the arrays of a plan's workspace.
-inline Workspace place(const Plan& plan, void* memory) {
-  char* base = static_cast<char*>(memory);
-  unsigned* counters = reinterpret_cast<unsigned*>(base);
-  return {counters, counters + kCounters, base + plan.partials_offset,
-          base + plan.coefficients_offset};
-}
-
 }  // namespace fastbn::cuda

@@ -106,7 +106,7 @@ class Plan:
         bytes_read: by all launches together, from memory or a cache.
         bytes_written: likewise.
         floor_bytes: if each input were read once and each output written once.
-        workspace_bytes: device memory for counters and partial results, kept between calls.
+        workspace_bytes: device memory for partial results, as long as the call.
         microseconds: of the device's time that the planner's model predicts. It tells plans apart;
             its constants have not been fitted to measurements yet.
         considered: every algorithm that fits, with the microseconds predicted for its best plan;

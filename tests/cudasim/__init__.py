@@ -9,6 +9,7 @@ kernels (an access out of bounds or misaligned, a deadlock, ...) raise RuntimeEr
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ import torch
 from . import build
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "backward_reduce",
     "combine_apply",
     "forward",
+    "on_stream",
     "stats",
 ]
 
@@ -47,6 +51,8 @@ class Report:
             `bulk_stored_bytes`, of x, y, dy and dx.
         vectors: the same of values per channel.
         workspace: the same of what passes between blocks and kernels.
+        allocations: bytes of each block of memory that calls asked for.
+        cleared_bytes: that calls set to zero before they launched anything.
     """
 
     algorithm: str
@@ -55,6 +61,8 @@ class Report:
     activations: dict[str, Any]
     vectors: dict[str, Any]
     workspace: dict[str, Any]
+    allocations: list[int]
+    cleared_bytes: int
 
     def _total(self, key: str) -> int:
         return sum(int(part[key]) for part in (self.activations, self.vectors, self.workspace))
@@ -99,6 +107,16 @@ def _run(
     ops.configure(seed, device, algorithm, scale.multiprocessors, scale.shared_bytes)
     results = getattr(ops, operator)(*arguments)
     return results, Report(**json.loads(ops.report()))
+
+
+@contextmanager
+def on_stream(index: int, *, capturing: bool = False) -> Iterator[None]:
+    """Runs calls on another stream than the first, or captures them for a graph's replays."""
+    _ops().use_stream(index, capturing)
+    try:
+        yield
+    finally:
+        _ops().use_stream(0, False)
 
 
 def forward(

@@ -3,17 +3,18 @@
 // The CUDA backend on the simulated GPU: operators torch.ops.fastbn_cudasim.* on CPU tensors that
 // go through the checks, the planner, the launch code and the kernels of the real one.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <sstream>
 #include <type_traits>
+#include <utility>
 
 #include "../../csrc/core/partial_rows.h"
 #include "../../csrc/cuda/batch_norm.h"
 #include "../../csrc/cuda/planner/plan.h"
 #include "../../csrc/cuda/planner/request.h"
+#include "../../csrc/cuda/workspace.h"
 #include "../../csrc/ops/registration.h"
 #include "cudasim/cudasim.h"
+#include "stream_memory.h"
 
 namespace fastbn::cudasim {
 
@@ -54,44 +55,19 @@ void add(const PartialRows& partials, int64_t row_length) {
   add("partials", partials.in, partials.rows * row_length);
 }
 
-// The plan's workspace, poisoned where it need not be zero. Kernels must leave its counters zero,
-// and of its barriers no more than the top bit.
-class SimulatedWorkspace {
- public:
-  explicit SimulatedWorkspace(const Plan& plan)
-      : bytes_(plan.workspace_bytes), memory_(std::malloc(static_cast<size_t>(bytes_))) {
-    if (bytes_ == 0) return;
-    std::memset(memory_.get(), 0xff, static_cast<size_t>(bytes_));
-    std::memset(memory_.get(), 0, cuda::kZeroedBytes);
-    register_buffer(memory_.get(), bytes_, "workspace", Kind::kWorkspace, /*writable=*/true);
-  }
-
-  void* data() const { return memory_.get(); }
-
-  void check_counters() const {
-    const auto* counters = static_cast<const unsigned*>(memory_.get());
-    for (int i = 0; bytes_ > 0 && i < 2 * cuda::kCounters; ++i) {
-      const unsigned left = i < cuda::kCounters ? counters[i] : counters[i] & 0x7fffffff;
-      if (left != 0) {
-        throw Error("counter " + std::to_string(i) + " was left at " + std::to_string(left) +
-                    " instead of zero");
-      }
-    }
-  }
-
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  int64_t bytes_;
-  std::unique_ptr<void, Free> memory_;
-};
-
 // --- Backend -------------------------------------------------------------------------------------
 
 Plan plan(const Request& request) {
   last_plan = cuda::plan(request, planned_device, forced_algorithm);
   return last_plan;
+}
+
+// Calls launch(workspace), and checks that it leaves nothing behind.
+template <typename Launch>
+void with_workspace(const Plan& plan, const Launch& launch) {
+  StreamMemory memory;
+  launch(*cuda::CallWorkspace(memory, plan));
+  memory.check_end_of_call();
 }
 
 // The buffers that both forwards have.
@@ -115,9 +91,9 @@ void training_forward(const TrainingForward& op) {
   add("total_count", op.total_count, 1);
   add(op.partials, moments_row_length(op.problem.channels));
   const Plan planned = plan(cuda::request(op));
-  const SimulatedWorkspace workspace(planned);
-  cuda::training_forward(op, planned, workspace.data(), nullptr);
-  workspace.check_counters();
+  with_workspace(planned, [&](const cuda::Workspace& workspace) {
+    cuda::training_forward(op, planned, workspace, nullptr);
+  });
 }
 
 void eval_forward(const EvalForward& op) {
@@ -141,9 +117,9 @@ void backward(const Backward& op) {
   add("total_count", op.total_count, 1);
   add(op.partials, grad_sums_row_length(problem.channels));
   const Plan planned = plan(cuda::request(op));
-  const SimulatedWorkspace workspace(planned);
-  cuda::backward(op, planned, workspace.data(), nullptr);
-  workspace.check_counters();
+  with_workspace(planned, [&](const cuda::Workspace& workspace) {
+    cuda::backward(op, planned, workspace, nullptr);
+  });
 }
 
 constexpr Backend kBackend{training_forward, eval_forward, backward};
@@ -184,6 +160,9 @@ void configure(int64_t schedule, const std::string& device_name, const std::stri
   // What the backend asks the driver, the simulator answers.
   cuda::query_persistence(planned_device);
 }
+
+// The stream that the following calls run on, or whose graph they are captured for.
+void use_stream(int64_t id, bool capturing) { StreamMemory::current() = {id, capturing}; }
 
 std::string json(const std::array<int64_t, 5>& histogram) {
   std::ostringstream text;
@@ -228,7 +207,15 @@ std::string report() {
   }
   text << "], \"activations\": " << json(report.of(Kind::kActivation))
        << ", \"vectors\": " << json(report.of(Kind::kVector))
-       << ", \"workspace\": " << json(report.of(Kind::kWorkspace)) << "}";
+       << ", \"workspace\": " << json(report.of(Kind::kWorkspace));
+  const MemoryReport memory = std::exchange(StreamMemory::report(), {});
+  text << ", \"allocations\": [";
+  separator = "";
+  for (const int64_t bytes : memory.allocations) {
+    text << separator << bytes;
+    separator = ", ";
+  }
+  text << "], \"cleared_bytes\": " << memory.cleared_bytes << "}";
   return text.str();
 }
 
@@ -242,6 +229,7 @@ TORCH_LIBRARY(fastbn_cudasim, library) {
       "configure(int schedule, str device, str algorithm, int multiprocessors, int shared_bytes) "
       "-> ()",
       fastbn::cudasim::configure);
+  library.def("use_stream(int id, bool capturing) -> ()", fastbn::cudasim::use_stream);
   library.def("report() -> str", fastbn::cudasim::report);
 }
 

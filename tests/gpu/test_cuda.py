@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -120,8 +120,8 @@ def test_calls_in_a_row_wait_for_each_other(size: str, layout: str) -> None:
     assert_same_bits(results[2], results[0])
 
 
-def test_workspace_grows_while_it_is_in_use() -> None:
-    """A wide matrix needs more of it than calls of its stream before and after."""
+def test_workspaces_of_all_sizes_in_a_row() -> None:
+    """A wide matrix needs more memory than calls of its stream before and after."""
     shapes = [SHAPES["splits"], (8, 200_000), SHAPES["splits"], (8, 400_000), SHAPES["large"]]
     steps = [Step.make(shape) for shape in shapes]
     twins = [step.twin() for step in steps]
@@ -131,6 +131,57 @@ def test_workspace_grows_while_it_is_in_use() -> None:
     torch.cuda.synchronize()
     for step, twin, kept in zip(steps, twins, results, strict=True):
         assert_same_bits(kept + step.state(), twin() + twin.state())
+
+
+def test_more_streams_than_counters() -> None:
+    """The last ones clear counters of their own; and so do streams that PyTorch did not make."""
+    steps = [Step.make(SHAPES["splits"], momentum=None) for _ in range(3)]
+    twins = [step.twin() for step in steps]
+    streams = [torch.cuda.Stream(priority=priority) for _ in range(32) for priority in (0, -1)]
+    streams += [torch.cuda.ExternalStream(stream.cuda_stream) for stream in streams[:2]]
+    torch.cuda.synchronize()
+    for stream in streams:
+        for step, twin in zip(steps, twins, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                results = step()
+            torch.cuda.current_stream().wait_stream(stream)
+            assert_same_bits(results + step.state(), twin() + twin.state())
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_host_threads_share_a_stream(momentum: float | None) -> None:
+    """Their kernels alternate as they come."""
+    stream = torch.cuda.Stream()
+    steps = [Step.make(SHAPES["splits"], momentum=momentum) for _ in range(4)]
+    twins = [step.twin() for step in steps]
+    torch.cuda.synchronize()
+
+    def call(step: Step) -> list[Tensor]:
+        with torch.cuda.stream(stream):
+            return repeat(step, 50)
+
+    with ThreadPoolExecutor(len(steps)) as pool:
+        results = list(pool.map(call, steps))
+    torch.cuda.synchronize()
+    for step, twin, ours in zip(steps, twins, results, strict=True):
+        assert_same_bits(ours + step.state(), repeat(twin, 50) + twin.state())
+
+
+@pytest.mark.parametrize("place", ["allocator", "pool"])
+@each_size
+def test_calls_hold_no_memory(size: str, place: str) -> None:
+    """Neither of the allocator's own nor of a pool's, from the first call on."""
+    step = Step.make(SHAPES[size])
+    pool = torch.cuda.MemPool()
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    inside = torch.cuda.use_mem_pool(pool) if place == "pool" else nullcontext()
+    with torch.cuda.stream(stream), inside:
+        repeat(step, 2)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
 
 
 @each_layout

@@ -156,6 +156,47 @@ def test_graph_outlives_the_next_one() -> None:
         del junk
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@each_size
+def test_captured_calls_hold_no_memory(size: str, momentum: float | None) -> None:
+    """Of the graph's pool only results are taken, as those who manage pools insist."""
+    graph, results = capture(Step.make(SHAPES[size], momentum=momentum))
+    taken = {
+        block["address"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["segment_pool_id"] == graph.pool()
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    }
+    assert taken == {result.untyped_storage().data_ptr() for result in results}
+    graph.replay()
+
+
+@each_size
+def test_replays_run_beside_calls(size: str) -> None:
+    """On another stream than that of the capture, where calls go on: all of two passes."""
+    captured, called = (Step.make(SHAPES[size], momentum=None) for _ in range(2))
+    twins = captured.twin(), called.twin()
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(streams[0]):
+        called()
+    graph, results = capture(captured, streams[0])
+    kept = []
+    for _ in range(20):
+        with torch.cuda.stream(streams[1]):
+            graph.replay()
+        with torch.cuda.stream(streams[0]):
+            kept = called()
+    torch.cuda.synchronize()
+    for _ in range(20):
+        expected = twins[0]()
+    assert_same_bits(results + captured.state(), expected + twins[0].state())
+    for _ in range(21):
+        expected = twins[1]()
+    assert_same_bits(kept + called.state(), expected + twins[1].state())
+
+
 def test_several_sizes_in_one_graph() -> None:
     """Among them one that needs more memory than those before it."""
     shapes = [SHAPES["splits"], (8, 200_000), SHAPES["one_block"], SHAPES["large"], (8, 400_000)]

@@ -24,8 +24,6 @@ constexpr int64_t kMaxOneBlockBytes = 2 << 20;
 
 // The least share of a split that must fit shared memory for a persistent plan to be considered.
 constexpr double kMinInSmem = 0.1;
-// CTA groups of a grid to consider.
-constexpr int kMaxCtaGroups = 16;
 
 int accumulate_bytes(const Problem& problem) {
   return static_cast<int>(element_size(accumulate_dtype(problem.dtype)));
@@ -113,7 +111,7 @@ class PassPlanner {
     // A block is worth one round of loads, and channel tiles in splits need a counter each.
     const Occupancy compiled = occupancy(g.mapping);
     const int64_t round = bytes_in_flight(compiled) / compiled.blocks;
-    const int64_t max_splits = g.channel_tiles > kCounters
+    const int64_t max_splits = g.channel_tiles > kCountedTiles
                                    ? 1
                                    : std::clamp<int64_t>(channel_tile_bytes(problem_, g) / round, 1,
                                                          std::max<int64_t>(1, g.extent));
@@ -155,8 +153,8 @@ class PassPlanner {
     const Geometry& g = plan_.geometry;
     const int64_t channel_bytes = problem_.channels * accumulate_bytes(problem_);
     const int64_t partials = g.splits > 1 ? statistics_numbers(1) * g.splits * channel_bytes : 0;
-    plan_.partials_offset = round_up(kZeroedBytes, kAlignment);
-    plan_.coefficients_offset = plan_.partials_offset + round_up(partials, kAlignment);
+    plan_.needs_counters = g.splits > 1;
+    plan_.coefficients_offset = round_up(partials, kAlignment);
     plan_.workspace_bytes = plan_.coefficients_offset + kCoefficients * channel_bytes;
   }
 
@@ -310,15 +308,12 @@ class PersistentPlanner {
 
   void count_workspace(Plan& plan) const {
     if (plan.geometry.persistence.cta_group != CtaGroup::kGrid) return;
-    constexpr int64_t kAlignment = 256;
-    plan.partials_offset = round_up(kZeroedBytes, kAlignment);
-    plan.coefficients_offset = plan.partials_offset;
+    plan.needs_counters = true;
     // Partial results from each block of a CTA group, and one result back, double buffered.
     const int64_t partials =
         int64_t{plan.geometry.persistence.cta_groups} * kPhases * (plan.geometry.splits + 1);
-    plan.workspace_bytes = plan.partials_offset + partials * kPartialNumbers *
-                                                      plan.geometry.tile_channels *
-                                                      accumulate_bytes(problem_);
+    plan.workspace_bytes =
+        partials * kPartialNumbers * plan.geometry.tile_channels * accumulate_bytes(problem_);
   }
 
   // Copies of fewer bytes would keep the copy engine busier than threads.

@@ -70,14 +70,10 @@ struct Plan {
   int64_t bytes_written = 0;
   int64_t floor_bytes = 0;  // if each input were read once and each output written once
   double seconds = 0;       // predicted; see cost.cpp
-  // The workspace: counters and barriers (to be zero), partial results, coefficients.
-  int64_t partials_offset = 0;
+  bool needs_counters = false;
+  // Partial results and, behind them, coefficients.
   int64_t coefficients_offset = 0;
   int64_t workspace_bytes = 0;
 };
-
-// A workspace starts with so many counters, then as many barriers.
-constexpr int kCounters = 4096;
-constexpr int64_t kZeroedBytes = 2 * kCounters * sizeof(unsigned);
 
 }  // namespace fastbn::cuda

@@ -103,7 +103,8 @@ FASTBN_DEVICE bool reduce_splits(const Mapping& mapping, const Geometry& geometr
   unsigned* arrived_before = static_cast<unsigned*>(scratch);
   const unsigned last = static_cast<unsigned>(geometry.splits - 1);
   if (thread == 0) {
-    *arrived_before = gpu::atomic_inc_wrap(workspace.counters + mapping.channel_tile(), last);
+    *arrived_before =
+        gpu::atomic_inc_wrap(workspace.counters->tiles + mapping.channel_tile(), last);
   }
   gpu::sync_block();
   const bool is_last = *arrived_before == last;

@@ -126,7 +126,7 @@ FASTBN_DEVICE Value grid_reduce(const Mapping& mapping, const Geometry& geometry
   const int thread = gpu::thread_index();
   const bool has_channel = thread < mapping.channels();
   if (has_channel) partials(mapping.split()).write_global(thread, value);
-  GridBarrier barrier(workspace.barriers + cta_group, splits);
+  GridBarrier barrier(workspace.counters->barriers + cta_group, splits);
   int* comes_last = static_cast<int*>(scratch);
   gpu::sync_block();
   if (thread == 0) {

@@ -56,6 +56,7 @@ constexpr int kKinds = 3;
 // Lets kernels read, and where `writable` write, these bytes. Buffers may overlap, as views of one
 // tensor do; an access is right if any of them allows it, and counts for the first that does.
 void register_buffer(const void* begin, int64_t bytes, std::string name, Kind kind, bool writable);
+void unregister_buffer(const void* begin);
 void clear_buffers();
 
 // Memory accesses of threads. A histogram's entry i counts accesses of 2^i bytes.

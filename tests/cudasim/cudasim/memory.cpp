@@ -66,6 +66,12 @@ void Memory::add(Buffer buffer) {
   last_ = {};
 }
 
+void Memory::remove(uintptr_t begin) {
+  const auto starts_there = [&](const Buffer& buffer) { return buffer.begin == begin; };
+  buffers_.erase(std::remove_if(buffers_.begin(), buffers_.end(), starts_there), buffers_.end());
+  last_ = {};
+}
+
 void Memory::clear() {
   buffers_.clear();
   last_ = {};
@@ -158,6 +164,8 @@ void register_buffer(const void* begin, int64_t bytes, std::string name, Kind ki
   memory.add({address, address + static_cast<uintptr_t>(bytes), std::move(name), kind, writable,
               /*stored=*/{}, /*unpublished=*/{}});
 }
+
+void unregister_buffer(const void* begin) { memory.remove(reinterpret_cast<uintptr_t>(begin)); }
 
 void clear_buffers() { memory.clear(); }
 

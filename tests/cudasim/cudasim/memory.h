@@ -57,6 +57,7 @@ struct Buffer {
 class Memory {
  public:
   void add(Buffer buffer);
+  void remove(uintptr_t begin);
   void clear();
 
   // Forgets what was counted and stored.
