@@ -30,7 +30,7 @@ BUILD = ROOT / "build" / "cuda"
 PACKED = ("csrc", "fastbn", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 # These look at the sources, and `make test` runs them.
-NOT_OF_THE_WHEEL = ("gpu/test_nvcc.py", "gpu/test_cudasim*.py")
+NOT_OF_THE_WHEEL = ("gpu/test_nvcc.py", "gpu/test_launch.py", "gpu/test_cudasim*.py")
 
 
 def variables(**more: str) -> dict[str, str]:

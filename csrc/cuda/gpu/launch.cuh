@@ -10,6 +10,8 @@
 
 #include <map>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace fastbn::gpu {
@@ -23,49 +25,78 @@ struct KernelFacts {
   // Its machine code is for 9.0 or later, and so has what came with it: a GPU of 9.0 may run code
   // that was compiled for less.
   bool is_for_hopper = false;
-  cudaError_t error = cudaSuccess;
 };
 
 // Also lets the kernel have all shared memory that a block can, and large clusters where there are
 // any: once and for all, as it may be launched from several threads at once.
-inline KernelFacts learn(const void* kernel, int device) {
-  KernelFacts facts;
+inline cudaError_t learn(const void* kernel, int device, KernelFacts& facts) {
   cudaFuncAttributes attributes;
   int shared_bytes = 0;
-  facts.error = cudaFuncGetAttributes(&attributes, kernel);
-  if (facts.error == cudaSuccess) {
-    facts.error =
-        cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
-  if (facts.error == cudaSuccess) {
-    facts.error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       shared_bytes - static_cast<int>(attributes.sharedSizeBytes));
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 shared_bytes - static_cast<int>(attributes.sharedSizeBytes));
   }
-  if (facts.error != cudaSuccess) return facts;
+  if (error != cudaSuccess) return error;
   facts.is_for_hopper = attributes.ptxVersion >= 90;
   if (facts.is_for_hopper &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
           cudaSuccess) {
     cudaGetLastError();  // those of 8 are the largest here
   }
-  return facts;
+  return cudaSuccess;
 }
 
-inline KernelFacts facts(const void* kernel) {
+// Remembers what it has found. Failures it forgets: the first question loads a kernel's code, for
+// which there may be memory the next time.
+inline cudaError_t find_facts(const void* kernel, KernelFacts& facts) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, KernelFacts> known;
   int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return {false, error};
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find({device, kernel});
-  if (found != known.end()) return found->second;
-  return known.emplace(std::make_pair(device, kernel), learn(kernel, device)).first->second;
+  if (found != known.end()) {
+    facts = found->second;
+    return cudaSuccess;
+  }
+  error = learn(kernel, device, facts);
+  if (error == cudaSuccess) known.emplace(std::make_pair(device, kernel), facts);
+  return error;
 }
 
 template <typename... Parameters>
-KernelFacts facts(void (*kernel)(Parameters...)) {
-  return facts(reinterpret_cast<const void*>(kernel));
+cudaError_t find_facts(void (*kernel)(Parameters...), KernelFacts& facts) {
+  return find_facts(reinterpret_cast<const void*>(kernel), facts);
+}
+
+// Whether the driver's answer is that a device has none of what it was asked for, now and always.
+inline bool says_none(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInvalidClusterSize:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidValue:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorNotSupported:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// A count by its answer. Throws where the driver could not say, so that nobody takes that for none.
+inline int count_or_none(int count, cudaError_t error) {
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();  // reported here, and not to whoever asks next
+  if (says_none(error)) return 0;
+  throw std::runtime_error(std::string("fastbn: asking what the GPU can run at once failed: ") +
+                           cudaGetErrorString(error));
 }
 
 // A launch as the runtime wants it described; refers to itself.
@@ -106,21 +137,22 @@ struct Configuration {
 
 template <typename... Parameters>
 bool is_code_for_hopper(void (*kernel)(Parameters...)) {
-  return detail::facts(kernel).is_for_hopper;
+  detail::KernelFacts facts;
+  const cudaError_t error = detail::find_facts(kernel, facts);
+  return detail::count_or_none(facts.is_for_hopper, error) != 0;
 }
 
 // How many blocks of a shape fit a multiprocessor of the current device.
 template <typename... Parameters>
 int active_blocks(const LaunchShape& shape, void (*kernel)(Parameters...)) {
   int blocks = 0;
-  cudaError_t error = detail::facts(kernel).error;
+  detail::KernelFacts facts;
+  cudaError_t error = detail::find_facts(kernel, facts);
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, shape.threads,
                                                           static_cast<size_t>(shape.shared_bytes));
   }
-  if (error == cudaSuccess) return blocks;
-  cudaGetLastError();
-  return 0;
+  return detail::count_or_none(blocks, error);
 }
 
 // How many clusters of a shape run at once on the current device; none where that is not to be had.
@@ -128,23 +160,22 @@ template <typename... Parameters>
 int active_clusters(const LaunchShape& shape, void (*kernel)(Parameters...)) {
   const detail::Configuration configuration(nullptr, shape, /*overlaps_previous=*/false);
   int clusters = 0;
-  cudaError_t error = detail::facts(kernel).error;
+  detail::KernelFacts facts;
+  cudaError_t error = detail::find_facts(kernel, facts);
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &configuration.config);
   }
-  if (error == cudaSuccess) return clusters;
-  cudaGetLastError();  // this device has none
-  return 0;
+  return detail::count_or_none(clusters, error);
 }
 
 // Null, or what is wrong.
 template <typename... Parameters>
 const char* launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
                    const Parameters&... arguments) {
-  const detail::KernelFacts facts = detail::facts(kernel);
+  detail::KernelFacts facts;
+  cudaError_t error = detail::find_facts(kernel, facts);
   const detail::Configuration configuration(stream, shape,
                                             shape.overlaps_previous && facts.is_for_hopper);
-  cudaError_t error = facts.error;
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&configuration.config, kernel, arguments...);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // reported here, and not to whoever asks next
