@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("gpu")]
 CHECK = """
 import torch
 from tests.support.case_checks import check
-from tests.support.devices import kernels
+from tests.support.devices import kernels, only_fastbn
 from tests.support.tables import Case, hard_cases, make, small_cases
 from tests.support.tolerances import CONDITION
 import fastbn
@@ -41,7 +41,7 @@ for case in small_cases((torch.float32, torch.bfloat16)) + hard_cases():
         check(tensors, True, CONDITION.get((case.data, case.dtype), 1.0))
         count += 1
 x = make(Case("any", (16, 8, 40, 40), "contiguous", torch.float32), {gpu!r}).x
-print(count, kernels(lambda: fastbn.batch_norm(x, None, None, training=True))[0])
+print(count, *only_fastbn(kernels(lambda: fastbn.batch_norm(x, None, None, training=True))))
 """
 # By how many of the cases they fit at least.
 ALGORITHMS = {
@@ -50,6 +50,12 @@ ALGORITHMS = {
     "persistent_block": 40,
     "persistent_cluster": 40,
     "persistent_grid": 40,
+}
+# What each launches in a forward.
+PERSISTENT = ("persistent_forward",)
+KERNELS = {
+    "two_pass": ("two_pass_forward_reduce", "two_pass_forward_apply"),
+    "one_block": ("one_block_forward",),
 }
 
 
@@ -60,10 +66,9 @@ def test_each_algorithm_computes_all_cases(algorithm: str, run_python: RunPython
     script = CHECK.format(gpu=GPU, algorithm=algorithm)
     done = run_python("-c", script, FASTBN_CUDA_ALGORITHM=algorithm)
     assert done.returncode == 0, done.stderr[-2000:]
-    count, kernel = done.stdout.split()
+    count, *kernels = done.stdout.split()
     assert int(count) > ALGORITHMS[algorithm]
-    family = algorithm if algorithm in ("two_pass", "one_block") else "persistent"
-    assert kernel.startswith(f"fastbn::{family}_")
+    assert kernels == [f"fastbn::{kernel}" for kernel in KERNELS.get(algorithm, PERSISTENT)]
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,18 @@ REQUIRED = os.environ.get("FASTBN_REQUIRE_CUDA") == "1"
 DEVICES = ["cpu", GPU] if REQUIRED or MISSING is None else ["cpu"]
 
 
+def short_name(kernel: str) -> str:
+    """Of fastbn's kernels ``fastbn::`` and their name; others in full."""
+    return re.sub(r"^.*?fastbn::cuda::(\w+)<.*$", r"fastbn::\1", kernel)
+
+
+def only_fastbn(kernels: list[str]) -> list[str]:
+    """Without those of torch, which fills new memory where algorithms must be deterministic."""
+    return [kernel for kernel in kernels if kernel.startswith("fastbn::")]
+
+
 def kernels(call: Callable[[], object]) -> list[str]:
-    """What a call puts on the GPU, in order, fastbn's kernels as ``fastbn::`` and their name."""
+    """What a call puts on the GPU, in order, by short names."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     call()  # what is done only once is not of interest
     torch.cuda.synchronize()
@@ -42,4 +52,4 @@ def kernels(call: Callable[[], object]) -> list[str]:
         torch.cuda.synchronize()
     done = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
     done.sort(key=lambda event: event.time_range.start)
-    return [re.sub(r"^.*?fastbn::cuda::(\w+)<.*$", r"fastbn::\1", event.name) for event in done]
+    return [short_name(event.name) for event in done]
