@@ -94,16 +94,20 @@ enum class CtaGroup : int8_t {
 // in tiles of equally many. Tiles pass through a pipeline of stages: one is copied to a stage,
 // stays there until it has been applied, and makes way for a tile of the next channel tile. Rows
 // beyond the last tile are read twice.
+//
+// Where the copy engine moves tiles, the block's last warp is a producer: it takes no elements, and
+// has the engine fill stages and store what the other threads, the consumers, have left there.
 struct Persistence {
   CtaGroup cta_group = CtaGroup::kBlock;
   int32_t cta_groups = 0;       // block = group * splits + split; channel tiles go round the groups
   int32_t tile_extent = 0;      // rows or vectors of a tile
   int32_t tiles = 0;            // of a split
   int32_t stages = 0;           // as many as tiles, or more
-  bool bulk_copies = false;     // by the copy engine, span by span; otherwise vector by vector
+  bool bulk_copies = false;     // by the copy engine, span by span; otherwise vector by vector, by
+                                // the threads that take them
   int32_t partials_offset = 0;  // where things lie in shared memory, in bytes: partial results for
                                 // the group,
-  int32_t barriers_offset = 0;  // a barrier for each stage,
+  int32_t barriers_offset = 0;  // barriers of each stage,
   int32_t stages_offset = 0;    // and the stages,
   int32_t tile_bytes = 0;       // of one tensor each; a stage has one of each tensor
 };
@@ -123,6 +127,7 @@ struct Geometry {
   int32_t splits = 0;         // of a channel tile; without persistence
                               // block = split * channel_tiles + channel_tile
   int32_t tile_channels = 1;  // of a channel tile; the last one may have fewer
+  int32_t threads = 0;        // of a block that take elements
   // What the splits of a channel tile share: rows of the matrix, vectors or elements of the
   // channel.
   int64_t extent = 0;
@@ -141,6 +146,10 @@ struct Geometry {
   ThreadStep thread_step;
   Persistence persistence;
 };
+
+// A stage has a barrier for the arrival of its tile, and one for its release.
+constexpr int kStageBarriers = 2;
+constexpr int kBarrierBytes = 8;
 
 // Vectors that a thread takes from shared memory at once, over all tensors it reads: enough for 16
 // warps to hide the latency, and tiles of no more are small.

@@ -27,33 +27,47 @@
 
 namespace fastbn::cuda {
 
-template <typename Mapping, typename Step>
-FASTBN_DEVICE void step_in_smem(const Mapping& mapping, const Range& range, unsigned char* smem,
+// Takes a tile from shared memory; kInPlace leaves the results there.
+template <bool kInPlace, typename Mapping, typename Pipeline, typename Step>
+FASTBN_DEVICE void step_in_smem(const Mapping& mapping, const Pipeline& pipeline, int tile,
                                 Step& step) {
-  mapping.template for_each_in_smem<kSmemVectors / Step::kTensors>(range, smem, step);
+  mapping.template for_each_in_smem<kSmemVectors / Step::kTensors, kInPlace>(
+      pipeline.tile(tile), pipeline.smem(tile), step);
 }
 
 // Reduces a split: its tiles as they arrive, then the rest.
 template <typename Mapping, typename Pipeline, typename Step>
 FASTBN_DEVICE void reduce_split(const Mapping& mapping, const Geometry& geometry,
                                 const Pipeline& pipeline, Step& step) {
+  if (pipeline.is_producer()) return;
 #pragma unroll 1
   for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
     pipeline.consumer_wait(tile);
-    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);
+    step_in_smem<false>(mapping, pipeline, tile, step);
   }
   reduce(mapping, pipeline.rest(), step);
 }
 
-// Applies to a split: the rest first, then its tiles, whose stages are released.
+// Applies to a split: the rest first, then its tiles, whose stages are released. Results go to
+// `to`.
 template <typename Mapping, typename Pipeline, typename Step>
 FASTBN_DEVICE void apply_split(const Mapping& mapping, const Geometry& geometry, Pipeline& pipeline,
-                               const Step& step) {
-  apply(mapping, pipeline.rest(), step);
+                               const Step& step, const OutputActivation& to) {
+  if (pipeline.is_producer()) {
+    pipeline.producer_store(mapping, to);
+  } else {
+    apply(mapping, pipeline.rest(), step);
+    const bool in_place = geometry.persistence.bulk_copies;
 #pragma unroll 1
-  for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
-    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);
-    pipeline.consumer_release();
+    for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
+      if (in_place) {
+        step_in_smem<true>(mapping, pipeline, tile, step);
+        pipeline.consumer_release(tile);
+      } else {
+        step_in_smem<false>(mapping, pipeline, tile, step);
+        pipeline.fill();
+      }
+    }
   }
   pipeline.advance();
   gpu::sync_block();  // before anything that this channel tile used is written again
@@ -103,7 +117,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
       statistics.update_running(mapping.first_channel() + thread);
     }
     apply_split(mapping, geometry, pipeline,
-                ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records));
+                ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records), op.y);
     phase ^= 1;
   }
   sync_before_exit(geometry);
@@ -141,7 +155,8 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
     if (thread < mapping.channels() && split == 0) {
       save_parameter_gradients(op, mapping.first_channel() + thread, invstd, sums);
     }
-    apply_split(mapping, geometry, pipeline, ApplyBackward<Mapping>(mapping, op, shared.records));
+    apply_split(mapping, geometry, pipeline, ApplyBackward<Mapping>(mapping, op, shared.records),
+                op.dx);
     phase ^= 1;
   }
   sync_before_exit(geometry);

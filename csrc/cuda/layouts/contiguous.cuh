@@ -30,9 +30,9 @@ class Contiguous : public SingleChannel<scalar_t> {
 
   template <int kVectors, bool kReverse, typename Step>
   FASTBN_DEVICE void for_each(const Range& range, Step& step) const {
-    const int threads = gpu::block_threads();
+    const int threads = geometry_.threads;
     const int thread = gpu::thread_index();
-    if (thread >= range.count()) return;
+    if (!Base::active() || thread >= range.count()) return;
     const Place first = place_of(kReverse ? range.end - 1 - thread : range.begin + thread);
     if (problem_.spatial % kWidth == 0) {
       WholeVectors<kReverse> vectors(*this, first);
@@ -50,18 +50,18 @@ class Contiguous : public SingleChannel<scalar_t> {
   }
 
   // The vectors of a tile lie one after another at `smem`, and all are whole.
-  template <int kVectors, typename Step>
+  template <int kVectors, bool kInPlace, typename Step>
   FASTBN_DEVICE void for_each_in_smem(const Range& range, unsigned char* smem, Step& step) const {
-    const int threads = gpu::block_threads();
+    const int threads = geometry_.threads;
     const int thread = gpu::thread_index();
     WholeVectors<false> vectors(*this, place_of(range.begin + thread));
     smem += thread * kVectorBytes;
     take_turns<kVectors>(range.count() - thread, threads, [&](auto count) {
       constexpr int kCount = decltype(count)::kValue;
-      step(SmemThreadTile<scalar_t, kCount, kWidth>{{vectors.template next<kCount>()},
-                                                    smem,
-                                                    threads * kVectorBytes,
-                                                    geometry_.persistence.tile_bytes});
+      step(SmemThreadTile<scalar_t, kCount, kWidth, kInPlace>{{vectors.template next<kCount>()},
+                                                              smem,
+                                                              threads * kVectorBytes,
+                                                              geometry_.persistence.tile_bytes});
       smem += kCount * threads * kVectorBytes;
     });
   }

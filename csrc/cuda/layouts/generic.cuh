@@ -12,6 +12,7 @@ template <typename scalar_t>
 class Generic : public SingleChannel<scalar_t> {
   using Base = SingleChannel<scalar_t>;
   using Base::channel_;
+  using Base::geometry_;
   using Base::problem_;
 
  public:
@@ -29,7 +30,7 @@ class Generic : public SingleChannel<scalar_t> {
   FASTBN_DEVICE void for_each(const Range& range, Step& step) const {
     int64_t element = range.begin + gpu::thread_index();
 #pragma unroll 1
-    for (; element < range.end; element += gpu::block_threads()) {
+    for (; element < range.end; element += geometry_.threads) {
       step(ThreadTile<scalar_t, 1, 1, Places>{{problem_, channel_, element}});
     }
   }

@@ -20,8 +20,9 @@
 //                                 vectors at a time, in order of memory or from the end
 // and if it is kPersistent
 //   first_in_row(channel)         where the first element of a channel lies in a tile
-//   for_each_in_smem<kVectors>(range, smem, step)
-//                                 the same of a tile in shared memory
+//   for_each_in_smem<kVectors, kInPlace>(range, smem, step)
+//                                 the same of a tile in shared memory, where results take the
+//                                 place of the first activation: kInPlace
 //   bulk_spans(range), bulk_span(range, i), bulk_bytes(range)
 //                                 the adjacent elements that a range consists of
 //

@@ -87,7 +87,7 @@ class MatrixColumns {
   }
 
   // The rows of a tile lie one after another at `smem`.
-  template <int kVectors, typename Step>
+  template <int kVectors, bool kInPlace, typename Step>
   FASTBN_DEVICE void for_each_in_smem(const Range& range, unsigned char* smem, Step& step) const {
     if (!active()) return;
     const int row_bytes = geometry_.vectors * kVectorBytes;
@@ -95,10 +95,10 @@ class MatrixColumns {
     smem += row_ * row_bytes + vector_ * kVectorBytes;
     take_turns<kVectors>(range.count() - row_, rows(), [&](auto count) {
       constexpr int kCount = decltype(count)::kValue;
-      step(SmemThreadTile<scalar_t, kCount, kWidth>{{numbers.template next<kCount>()},
-                                                    smem,
-                                                    rows() * row_bytes,
-                                                    geometry_.persistence.tile_bytes});
+      step(SmemThreadTile<scalar_t, kCount, kWidth, kInPlace>{{numbers.template next<kCount>()},
+                                                              smem,
+                                                              rows() * row_bytes,
+                                                              geometry_.persistence.tile_bytes});
       smem += kCount * rows() * row_bytes;
     });
   }

@@ -24,12 +24,12 @@ class SingleChannel {
   FASTBN_DEVICE int64_t first_channel() const { return channel_; }
   FASTBN_DEVICE int channels() const { return 1; }
 
-  FASTBN_DEVICE int rows() const { return gpu::block_threads(); }
+  FASTBN_DEVICE int rows() const { return geometry_.threads; }
   FASTBN_DEVICE int row() const { return gpu::thread_index(); }
   FASTBN_DEVICE int vectors() const { return 1; }
   FASTBN_DEVICE int vector() const { return 0; }
 
-  FASTBN_DEVICE bool active() const { return true; }
+  FASTBN_DEVICE bool active() const { return gpu::thread_index() < geometry_.threads; }
   template <typename Take>
   FASTBN_DEVICE void for_each_lane(const Take& take) const {
     take(0, 0);

@@ -76,8 +76,9 @@ class PassPlanner {
     map();
     cut_into_splits();
     Geometry& g = plan_.geometry;
-    plan_.block = count_threads(g, ceil_divide(g.extent, g.splits), kMaxThreads);
-    g.thread_step = thread_step(g, plan_.block);
+    g.threads = count_threads(g, ceil_divide(g.extent, g.splits), kMaxThreads);
+    g.thread_step = thread_step(g);
+    plan_.block = g.threads;
     plan_.grid = int64_t{g.channel_tiles} * g.splits;
     plan_.vector_bytes = static_cast<int>(g.width * element_size(problem_.dtype));
     int numbers = kCoefficients * g.tile_channels;
@@ -227,10 +228,14 @@ class PersistentPlanner {
     const int64_t rounds = ceil_divide(geometry.channel_tiles, at_once);
     persistence.cta_groups = static_cast<int>(ceil_divide(geometry.channel_tiles, rounds));
     const int64_t split_extent = ceil_divide(geometry.extent, blocks);
-    const int most = kMaxThreads * kPersistentBlocks / together;
+    persistence.bulk_copies =
+        device_.copy_engine && contiguous_bytes(problem_, geometry) >= kMinBulkBytes;
+    const int producers = persistence.bulk_copies ? kWarpThreads : 0;
+    const int most = kMaxThreads * kPersistentBlocks / together - producers;
     if (most < geometry.vectors || most < geometry.tile_channels) return;
-    plan.block = count_threads(geometry, split_extent, most);
-    geometry.thread_step = thread_step(geometry, plan.block);
+    geometry.threads = count_threads(geometry, split_extent, most);
+    geometry.thread_step = thread_step(geometry);
+    plan.block = geometry.threads + producers;
     if (!fill_shared_memory(geometry, plan, split_extent, rounds)) return;
 
     plan.geometry = geometry;
@@ -266,13 +271,13 @@ class PersistentPlanner {
     const int64_t row = geometry.mapping == Mapping::kMatrixColumns ? row_bytes(problem_, geometry)
                                                                     : int64_t{kVectorBytes};
     const int64_t round_extent =
-        std::max<int64_t>(1, plan.block * kSmemVectors / tensors_ * kVectorBytes / row);
+        std::max<int64_t>(1, geometry.threads * kSmemVectors / tensors_ * kVectorBytes / row);
     const int64_t tiles = ceil_divide(split_extent, round_extent);
     const int64_t tile_extent = ceil_divide(split_extent, tiles);
     const int64_t tile_bytes = tile_extent * row;
     const int64_t stage_bytes = tensors_ * tile_bytes;
     const int64_t max_stages = (room - persistence.barriers_offset - kAlignment) /
-                               (stage_bytes + int64_t{sizeof(uint64_t)});
+                               (stage_bytes + kStageBarriers * kBarrierBytes);
     const int64_t stages = std::min(max_stages, tiles * rounds);
     const int64_t in_smem = std::min(stages, tiles);
     if (static_cast<double>(in_smem) < kMinInSmem * static_cast<double>(tiles) || in_smem < 1) {
@@ -282,10 +287,8 @@ class PersistentPlanner {
     persistence.tiles = static_cast<int>(in_smem);
     persistence.stages = static_cast<int>(stages);
     persistence.tile_bytes = static_cast<int>(tile_bytes);
-    persistence.bulk_copies =
-        device_.copy_engine && contiguous_bytes(problem_, geometry) >= kMinBulkBytes;
-    persistence.stages_offset = static_cast<int>(
-        round_up(persistence.barriers_offset + stages * int64_t{sizeof(uint64_t)}, kAlignment));
+    persistence.stages_offset = static_cast<int>(round_up(
+        persistence.barriers_offset + stages * kStageBarriers * kBarrierBytes, kAlignment));
     plan.shared_bytes = static_cast<int>(persistence.stages_offset + stages * stage_bytes);
     return true;
   }

@@ -161,7 +161,8 @@ Geometry map_elements(const Request& request, int narrowing) {
   return Mapper(request, narrowing).map();
 }
 
-ThreadStep thread_step(const Geometry& geometry, int threads) {
+ThreadStep thread_step(const Geometry& geometry) {
+  const int threads = geometry.threads;
   ThreadStep step;
   if (geometry.mapping == Mapping::kMatrixColumns) step.rows = threads / geometry.vectors;
   if (geometry.mapping == Mapping::kContiguous) {

@@ -20,8 +20,8 @@ Geometry map_elements(const Request& request, int narrowing = 0);
 // Narrowing channel tiles more often makes no difference.
 constexpr int kMaxNarrowing = 3;
 
-// How threads of a block go on, so many of them.
-ThreadStep thread_step(const Geometry& geometry, int threads);
+// How the threads of a geometry go on, when their number is known.
+ThreadStep thread_step(const Geometry& geometry);
 
 // The share of an SM that the kernels of a mapping are compiled for.
 Occupancy occupancy(Mapping mapping);

@@ -3,8 +3,12 @@
 // The stages of a block's shared memory through which the tiles of its splits pass, one channel
 // tile after another. While the block works on the tiles of one channel tile, copies of the
 // following ones are on their way to all stages that are free.
+//
+// In bulk, a producer warp waits for consumers stage by stage, and they never for each other.
+// Vector by vector, a thread copies just what it reads itself, and waits for nobody.
 #pragma once
 
+#include "../gpu/bulk_store.cuh"
 #include "channel_values.cuh"
 #include "thread_tile.cuh"
 
@@ -16,7 +20,7 @@ class Pipeline {
  public:
   using scalar_t = typename Mapping::scalar_t;
 
-  // All threads of the block call all of these.
+  // All threads of the block call it.
   template <typename... Activations>
   FASTBN_DEVICE Pipeline(const Problem& problem, const Geometry& geometry, int cta_group, int split,
                          const Activations&... tensors)
@@ -29,14 +33,18 @@ class Pipeline {
     static_assert(sizeof...(Activations) == kTensors);
     const Persistence& persistence = geometry.persistence;
     if (gpu::thread_index() == 0) {
-      const int arrivals = persistence.bulk_copies ? 1 : gpu::block_threads();
       for (int stage = 0; stage < persistence.stages; ++stage) {
-        gpu::init_barrier(barrier(stage), arrivals);
+        gpu::init_barrier(full(stage), persistence.bulk_copies ? 1 : geometry.threads);
+        gpu::init_barrier(empty(stage), geometry.threads / kWarpThreads);
       }
     }
     gpu::sync_block();
-    for (int stage = 0; stage < persistence.stages; ++stage) producer_fill();
+    if (persistence.bulk_copies && !is_producer()) return;
+    for (int stage = 0; stage < persistence.stages; ++stage) fill();
   }
+
+  // Whether this thread belongs to the producer warp.
+  FASTBN_DEVICE bool is_producer() const { return gpu::thread_index() >= geometry_.threads; }
 
   // The range of a tile, and that beyond the last tile.
   FASTBN_DEVICE Range tile(int index) const {
@@ -51,16 +59,49 @@ class Pipeline {
 
   // Waits until a tile of the current channel tile has arrived.
   FASTBN_DEVICE void consumer_wait(int tile) const {
-    const bool wraps = first_stage_ + tile >= geometry_.persistence.stages;
-    gpu::wait_barrier(barrier(stage_of(tile)), wraps ? parity_ ^ 1 : parity_);
+    gpu::wait_barrier(full(stage_of(tile)), parity_of(tile));
   }
 
-  // Releases the stage of the first tile that has not been released to a tile of a later channel
-  // tile. Vector by vector a thread copies just what it has read itself, and need not wait for the
-  // others.
-  FASTBN_DEVICE void consumer_release() {
-    if (geometry_.persistence.bulk_copies) gpu::sync_block();
-    producer_fill();
+  // In bulk: a warp of consumers has left the results of a tile in its place.
+  FASTBN_DEVICE void consumer_release(int tile) const {
+    gpu::fence_async_proxy();
+    gpu::sync_warp();
+    if (gpu::thread_index() % kWarpThreads == 0) gpu::arrive(empty(stage_of(tile)));
+  }
+
+  // In bulk: the producer stores the tiles that consumers release, and fills their stages with
+  // tiles of a later channel tile, each while the next one is on its way to memory.
+  FASTBN_DEVICE void producer_store(const Mapping& mapping, const OutputActivation& to) {
+#pragma unroll 1
+    for (int tile = 0; tile < geometry_.persistence.tiles; ++tile) {
+      gpu::wait_barrier(empty(stage_of(tile)), parity_of(tile));
+      store_bulk(mapping, this->tile(tile), smem(tile), to);
+      if (tile > 0) {
+        gpu::wait_bulk_stores_read<1>();
+        gpu::sync_warp();
+        fill();
+      }
+    }
+    gpu::wait_bulk_stores_read<0>();
+    gpu::sync_warp();
+    fill();
+  }
+
+  // Starts to copy the next tile, of whatever channel tile, to the next stage, which is free: the
+  // producer calls it or, vector by vector, each thread that has taken its vectors from there.
+  FASTBN_DEVICE void fill() {
+    if (next_channel_tile_ >= geometry_.channel_tiles) return;
+    const Mapping mapping(problem_, geometry_, next_channel_tile_, split_);
+    const Range range = tile(next_tile_);
+    if (geometry_.persistence.bulk_copies) {
+      copy_bulk(mapping, range);
+    } else {
+      copy_vectors(mapping, range);
+    }
+    if (++next_stage_ == geometry_.persistence.stages) next_stage_ = 0;
+    if (++next_tile_ < geometry_.persistence.tiles) return;
+    next_tile_ = 0;
+    next_channel_tile_ += geometry_.persistence.cta_groups;
   }
 
   // Goes on to the next channel tile, when all tiles of the current one have been released.
@@ -77,30 +118,24 @@ class Pipeline {
     const int stages = geometry_.persistence.stages;
     return stage < stages ? stage : stage - stages;
   }
+  // Of the phase in which a tile arrives and is released.
+  FASTBN_DEVICE int parity_of(int tile) const {
+    return first_stage_ + tile >= geometry_.persistence.stages ? parity_ ^ 1 : parity_;
+  }
   FASTBN_DEVICE unsigned char* place(int stage) const {
     return static_cast<unsigned char*>(gpu::shared_memory()) + geometry_.persistence.stages_offset +
            stage * kTensors * geometry_.persistence.tile_bytes;
   }
-  FASTBN_DEVICE gpu::CopyBarrier* barrier(int stage) const {
-    auto* shared = static_cast<unsigned char*>(gpu::shared_memory());
-    return reinterpret_cast<gpu::CopyBarrier*>(shared + geometry_.persistence.barriers_offset) +
-           stage;
-  }
 
-  // Starts to copy the next tile, of whatever channel tile, to the next stage.
-  FASTBN_DEVICE void producer_fill() {
-    if (next_channel_tile_ >= geometry_.channel_tiles) return;
-    const Mapping mapping(problem_, geometry_, next_channel_tile_, split_);
-    const Range range = tile(next_tile_);
-    if (!geometry_.persistence.bulk_copies) {
-      copy_vectors(mapping, range);
-    } else if (gpu::thread_index() < kWarpThreads) {
-      copy_bulk(mapping, range);
-    }
-    if (++next_stage_ == geometry_.persistence.stages) next_stage_ = 0;
-    if (++next_tile_ < geometry_.persistence.tiles) return;
-    next_tile_ = 0;
-    next_channel_tile_ += geometry_.persistence.cta_groups;
+  // The barriers of a stage: its tile has arrived, and consumers have released it.
+  FASTBN_DEVICE gpu::CopyBarrier* full(int stage) const { return barriers() + stage; }
+  FASTBN_DEVICE gpu::CopyBarrier* empty(int stage) const {
+    return barriers() + geometry_.persistence.stages + stage;
+  }
+  FASTBN_DEVICE gpu::CopyBarrier* barriers() const {
+    static_assert(sizeof(gpu::CopyBarrier) == kBarrierBytes);
+    auto* shared = static_cast<unsigned char*>(gpu::shared_memory());
+    return reinterpret_cast<gpu::CopyBarrier*>(shared + geometry_.persistence.barriers_offset);
   }
 
   FASTBN_DEVICE void copy_vectors(const Mapping& mapping, const Range& range) const {
@@ -110,27 +145,41 @@ class Pipeline {
         thread_tile.copy(tensor, *tensors_[tensor]);
       }
     };
-    mapping.template for_each_in_smem<1>(range, place(next_stage_), copy);
-    gpu::arrive_when_copied(barrier(next_stage_));
+    mapping.template for_each_in_smem<1, false>(range, place(next_stage_), copy);
+    gpu::arrive_when_copied(full(next_stage_));
   }
 
-  // Starts bulk copies of a tile's spans; the first warp alone calls it.
   FASTBN_DEVICE void copy_bulk(const Mapping& mapping, const Range& range) const {
-    gpu::CopyBarrier* landed = barrier(next_stage_);
-    const int lane = gpu::thread_index();
-    if (lane == 0) gpu::expect_bytes(landed, kTensors * mapping.bulk_bytes(range));
+    gpu::CopyBarrier* landed = full(next_stage_);
+    if (lane() == 0) gpu::expect_bytes(landed, kTensors * mapping.bulk_bytes(range));
     gpu::sync_warp();
-    const int spans = mapping.bulk_spans(range);
-    for (int i = lane; i < spans; i += kWarpThreads) {
-      const BulkSpan span = mapping.bulk_span(range, i);
+    for_each_span(mapping, range, [&](const BulkSpan& span) {
 #pragma unroll
       for (int tensor = 0; tensor < kTensors; ++tensor) {
         gpu::bulk_copy(place(next_stage_) + tensor * geometry_.persistence.tile_bytes + span.place,
                        static_cast<const scalar_t*>(tensors_[tensor]->data) + span.offset,
                        span.bytes, landed);
       }
-    }
+    });
   }
+
+  FASTBN_DEVICE void store_bulk(const Mapping& mapping, const Range& range,
+                                const unsigned char* from, const OutputActivation& to) const {
+    for_each_span(mapping, range, [&](const BulkSpan& span) {
+      gpu::bulk_store(static_cast<scalar_t*>(to.data) + span.offset, from + span.place, span.bytes);
+    });
+    gpu::commit_bulk_stores();
+  }
+
+  // Shares out the spans of a tile among the lanes of the producer warp.
+  template <typename Take>
+  FASTBN_DEVICE void for_each_span(const Mapping& mapping, const Range& range,
+                                   const Take& take) const {
+    const int spans = mapping.bulk_spans(range);
+#pragma unroll 1
+    for (int i = lane(); i < spans; i += kWarpThreads) take(mapping.bulk_span(range, i));
+  }
+  FASTBN_DEVICE static int lane() { return gpu::thread_index() % kWarpThreads; }
 
   const Problem& problem_;
   const Geometry& geometry_;
@@ -141,7 +190,7 @@ class Pipeline {
   // it.
   int first_stage_ = 0;
   int parity_ = 0;
-  // What producer_fill() copies next, and where to.
+  // What fill() copies next, and where to.
   int next_channel_tile_;
   int next_tile_ = 0;
   int next_stage_ = 0;

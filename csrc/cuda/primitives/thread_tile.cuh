@@ -149,8 +149,9 @@ struct PartialThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
 };
 
 // A thread tile in shared memory, or on its way there: vector `v` of the first activation is at
-// smem + v * step, those of the next activation are tile_bytes further.
-template <typename scalar_t, int kVectors, int kWidth>
+// smem + v * step, those of the next activation are tile_bytes further. Results go to memory or, if
+// kInPlace, to where the first activation is.
+template <typename scalar_t, int kVectors, int kWidth, bool kInPlace>
 struct SmemThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
   using Base = ThreadTile<scalar_t, kVectors, kWidth>;
   using typename Base::acc_t;
@@ -168,6 +169,17 @@ struct SmemThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
       vectors[v] = gpu::load_shared(reinterpret_cast<const Vector*>(place(v, kTensor)));
     }
     Base::widen(vectors, values);
+  }
+
+  FASTBN_DEVICE void store(const OutputActivation& to, const acc_t (&values)[Base::kValues]) const {
+    if constexpr (kInPlace) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        gpu::store_shared(reinterpret_cast<Vector*>(place(v, 0)), Base::narrow(values, v));
+      }
+    } else {
+      Base::store(to, values);
+    }
   }
 
   // Starts to copy from global memory what load() is going to find.
