@@ -105,8 +105,8 @@ struct Persistence {
   int32_t stages = 0;           // as many as tiles, or more
   bool bulk_copies = false;     // by the copy engine, span by span; otherwise vector by vector, by
                                 // the threads that take them
-  int32_t partials_offset = 0;  // where things lie in shared memory, in bytes: partial results for
-                                // the group,
+  int32_t partials_offset = 0;  // where things lie in shared memory, in bytes: a cluster's partial
+                                // results, with a barrier for each phase in front,
   int32_t barriers_offset = 0;  // barriers of each stage,
   int32_t stages_offset = 0;    // and the stages,
   int32_t tile_bytes = 0;       // of one tensor each; a stage has one of each tensor
@@ -203,6 +203,7 @@ struct Workspace {
 constexpr int kPhases = 2;
 // Numbers that a block passes to its CTA group about a channel: count, pivot, mean and squared
 // deviations, or two sums.
-constexpr int kPartialNumbers = 4;
+constexpr int kMomentsNumbers = 4;
+constexpr int kGradSumsNumbers = 2;
 
 }  // namespace fastbn::cuda

@@ -84,7 +84,8 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
   Pipeline<Mapping, 1> pipeline(op.problem, geometry, cta_group, split, op.x);
-  int phase = 0;
+  begin_group_reduce(geometry);
+  int round = 0;
 #pragma unroll 1
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
@@ -104,23 +105,22 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
     of_split.moments =
         reduce_block(mapping, geometry, stats.result(mapping, pivots), shared.scratch);
     const PivotedMoments<acc_t> all = group_reduce<acc_t>(mapping, geometry, workspace, cta_group,
-                                                          phase, of_split, shared.scratch);
-    const FinalStatistics<acc_t> statistics(op, all);
+                                                          round, of_split, shared.scratch);
     if (thread < mapping.channels()) {
       const auto inputs = shared.records.template get<ForwardInputs<acc_t>>(thread);
-      shared.records.put(thread, statistics.affine(inputs));
+      shared.records.put(thread, FinalStatistics<acc_t>(op, all).affine(inputs));
     }
     gpu::sync_block();
     // One block saves while the others go on.
     if (thread < mapping.channels() && split == 0) {
+      const FinalStatistics<acc_t> statistics(op, all);
       statistics.save(mapping.first_channel() + thread);
       statistics.update_running(mapping.first_channel() + thread);
     }
     apply_split(mapping, geometry, pipeline,
                 ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records), op.y);
-    phase ^= 1;
+    ++round;
   }
-  sync_before_exit(geometry);
 }
 
 template <typename Mapping>
@@ -133,7 +133,8 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
   Pipeline<Mapping, 2> pipeline(op.problem, geometry, cta_group, split, op.dy, op.x);
-  int phase = 0;
+  begin_group_reduce(geometry);
+  int round = 0;
 #pragma unroll 1
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
@@ -142,7 +143,7 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
     ReduceGrad<Mapping, false> grad(mapping, op, shared.records);
     reduce_split(mapping, geometry, pipeline, grad);
     const auto of_split = reduce_block(mapping, geometry, grad.result(), shared.scratch);
-    const auto sums = group_reduce<acc_t>(mapping, geometry, workspace, cta_group, phase, of_split,
+    const auto sums = group_reduce<acc_t>(mapping, geometry, workspace, cta_group, round, of_split,
                                           shared.scratch);
     acc_t invstd = 0;
     if (thread < mapping.channels()) {
@@ -157,9 +158,8 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
     }
     apply_split(mapping, geometry, pipeline, ApplyBackward<Mapping>(mapping, op, shared.records),
                 op.dx);
-    phase ^= 1;
+    ++round;
   }
-  sync_before_exit(geometry);
 }
 
 }  // namespace fastbn::cuda

@@ -100,18 +100,6 @@ FASTBN_DEVICE void sync_cluster() {
 #endif
 }
 
-// Where a block of the cluster has what the calling block has at `own`, in shared memory.
-template <typename T>
-FASTBN_DEVICE T* peer_shared(T* own, [[maybe_unused]] int rank) {
-#if __CUDA_ARCH__ >= 900
-  T* peer;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(own), "r"(rank));
-  return peer;
-#else
-  return own;
-#endif
-}
-
 // --- Across the grid -----------------------------------------------------------------------------
 
 // Adds one to a counter, which wraps to zero after `last`. Returns the value before. Like CUDA's

@@ -259,10 +259,13 @@ class PersistentPlanner {
         device_.shared_per_block,
         device_.shared_per_multiprocessor / plan.blocks_per_multiprocessor - kReservedShared);
     const int64_t numbers = kCoefficients * geometry.tile_channels +
-                            scratch_numbers(problem_, geometry, plan.block, kPartialNumbers);
+                            scratch_numbers(problem_, geometry, plan.block, partial_numbers());
     const bool in_cluster = persistence.cta_group == CtaGroup::kCluster;
+    // Two barriers, and for each the partial results of all blocks of the cluster.
     const int64_t partials =
-        in_cluster ? kPhases * kPartialNumbers * int64_t{geometry.tile_channels} * acc : 0;
+        in_cluster ? kPhases * (kBarrierBytes + partial_numbers() * acc * int64_t{geometry.splits} *
+                                                    geometry.tile_channels)
+                   : 0;
     persistence.partials_offset = static_cast<int>(round_up(numbers * acc, kVectorBytes));
     persistence.barriers_offset =
         static_cast<int>(round_up(persistence.partials_offset + partials, kVectorBytes));
@@ -316,7 +319,12 @@ class PersistentPlanner {
     const int64_t partials =
         int64_t{plan.geometry.persistence.cta_groups} * kPhases * (plan.geometry.splits + 1);
     plan.workspace_bytes =
-        partials * kPartialNumbers * plan.geometry.tile_channels * accumulate_bytes(problem_);
+        partials * partial_numbers() * plan.geometry.tile_channels * accumulate_bytes(problem_);
+  }
+
+  // Numbers that a block passes to its CTA group about a channel.
+  int partial_numbers() const {
+    return request_.operation == Operation::kForward ? kMomentsNumbers : kGradSumsNumbers;
   }
 
   // Copies of fewer bytes would keep the copy engine busier than threads.

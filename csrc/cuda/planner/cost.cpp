@@ -60,9 +60,10 @@ class Model {
     if (contiguous_bytes(problem, geometry_) < kLongPiece) speed_ = kShortPieceSpeed;
     cached_cost_ =
         std::min(1.0, kReachable * device.bandwidth / (kCacheRate * device.multiprocessors));
-    partial_bytes_ = static_cast<double>(geometry_.tile_channels *
-                                         element_size(accumulate_dtype(problem.dtype))) *
-                     (request.operation == Operation::kBackward ? 2 : kPartialNumbers);
+    partial_bytes_ =
+        static_cast<double>(geometry_.tile_channels *
+                            element_size(accumulate_dtype(problem.dtype))) *
+        (request.operation == Operation::kBackward ? kGradSumsNumbers : kMomentsNumbers);
     const Occupancy compiled = occupancy(geometry_.mapping);
     in_flight_ = static_cast<double>(bytes_in_flight(compiled)) / kVectorBytes * plan.vector_bytes;
   }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // How the blocks of a CTA group merge what they have reduced of a channel tile. In a cluster every
-// block reads the partial results of all; on a grid the block that comes last does, and passes the
-// result to the others: so that partial results are read once and not by each. Whoever merges does
-// so in the order of splits, and all get the same bits.
+// block stores its partial results to the shared memory of all, and merges what it gets; on a grid
+// the block that comes last merges, and passes the result to the others: so that partial results
+// are read once and not by each. Whoever merges does so in the order of splits, and all get the
+// same bits.
 #pragma once
 
+#include "../gpu/store_async.cuh"
 #include "block_reduce.cuh"
 
 namespace fastbn::cuda {
@@ -16,23 +18,23 @@ template <typename acc_t, typename Value>
 class GroupPartials {
  public:
   static constexpr int kPairs = kNumbers<acc_t, Value> / 2;
-  static_assert(kPairs * 2 == kNumbers<acc_t, Value> && 2 * kPairs <= kPartialNumbers);
+  static_assert(kPairs * 2 == kNumbers<acc_t, Value> && 2 * kPairs <= kMomentsNumbers);
   using Pair = gpu::Vector<acc_t, 2>;
 
   // The `index`-th of those that lie one after another at `memory`, each of `channels` channels.
   FASTBN_DEVICE GroupPartials(void* memory, int channels, int64_t index)
       : pairs_(static_cast<Pair*>(memory) + index * kPairs * channels), channels_(channels) {}
 
-  // The partial results that another block of the cluster has in the same place of its memory.
-  FASTBN_DEVICE GroupPartials of_peer(int split) const {
-    return {gpu::peer_shared(pairs_, split), channels_, 0};
-  }
-
-  FASTBN_DEVICE void write_shared(int channel, const Value& value) const {
-    write(value, [&](int pair, const Pair& numbers) { *place(pair, channel) = numbers; });
+  // To where a block of the cluster has this place; its barrier counts kBytes for each channel.
+  static constexpr int kBytes = kPairs * sizeof(Pair);
+  FASTBN_DEVICE void store_to_peer(int rank, int channel, const Value& value,
+                                   gpu::CopyBarrier* barrier) const {
+    write(value, [&](int pair, const Pair& numbers) {
+      gpu::store_async(place(pair, channel), rank, numbers, barrier);
+    });
   }
   FASTBN_DEVICE Value read_shared(int channel) const {
-    return read([&](int pair) { return *place(pair, channel); });
+    return read([&](int pair) { return gpu::load_shared(place(pair, channel)); });
   }
   FASTBN_DEVICE void write_global(int channel, const Value& value) const {
     write(value, [&](int pair, const Pair& numbers) {
@@ -99,25 +101,61 @@ class GridBarrier {
   unsigned before_ = 0;
 };
 
-template <typename acc_t, typename Mapping, typename Value>
-FASTBN_DEVICE Value cluster_reduce(const Mapping& mapping, const Geometry& geometry, int phase,
-                                   const Value& value, void* scratch) {
-  auto* shared =
-      static_cast<unsigned char*>(gpu::shared_memory()) + geometry.persistence.partials_offset;
-  const GroupPartials<acc_t, Value> own(shared, geometry.tile_channels, phase);
-  const int thread = gpu::thread_index();
-  if (thread < mapping.channels()) own.write_shared(thread, value);
+// The barrier of a phase, in front of the partial results in shared memory.
+FASTBN_DEVICE gpu::CopyBarrier* exchange_barrier(const Geometry& geometry, int phase) {
+  auto* shared = static_cast<unsigned char*>(gpu::shared_memory());
+  return reinterpret_cast<gpu::CopyBarrier*>(shared + geometry.persistence.partials_offset) + phase;
+}
+
+// Before the first group_reduce(); all threads of the block call it.
+FASTBN_DEVICE void begin_group_reduce(const Geometry& geometry) {
+  if (geometry.persistence.cta_group != CtaGroup::kCluster) return;
+  if (gpu::thread_index() == 0) {
+    for (int phase = 0; phase < kPhases; ++phase) {
+      gpu::init_barrier(exchange_barrier(geometry, phase), 1);
+    }
+  }
   gpu::sync_cluster();
+}
+
+// Nobody waits for a block to have read what it got: who stores for the next but one has got the
+// block's results for the next, which it stored after reading.
+template <typename acc_t, typename Mapping, typename Value>
+FASTBN_DEVICE Value cluster_reduce(const Mapping& mapping, const Geometry& geometry, int round,
+                                   const Value& value, void* scratch) {
+  using Partials = GroupPartials<acc_t, Value>;
+  const int splits = geometry.splits;
+  const int phase = round % kPhases;
+  gpu::CopyBarrier* barrier = exchange_barrier(geometry, phase);
+  void* places = exchange_barrier(geometry, kPhases);
+  const auto partials = [&](int split) {
+    return Partials(places, geometry.tile_channels, phase * splits + split);
+  };
+  const int thread = gpu::thread_index();
+  if (thread == 0) {
+    gpu::expect_bytes(barrier, splits * mapping.channels() * Partials::kBytes);
+  }
+  if (thread < mapping.channels()) {
+#pragma unroll 1
+    for (int rank = 0; rank < splits; ++rank) {
+      partials(mapping.split()).store_to_peer(rank, thread, value, barrier);
+    }
+  }
+  // Who reads below.
+  if (thread < splits * mapping.channels()) {
+    gpu::wait_barrier_cluster(barrier, round / kPhases % 2);
+  }
   return reduce_lists<Value>(
-      geometry.splits, mapping.channels(), static_cast<Value*>(scratch),
-      [&](int split, int channel) { return own.of_peer(split).read_shared(channel); });
+      splits, mapping.channels(), static_cast<Value*>(scratch),
+      [&](int split, int channel) { return partials(split).read_shared(channel); });
 }
 
 template <typename acc_t, typename Mapping, typename Value>
 FASTBN_DEVICE Value grid_reduce(const Mapping& mapping, const Geometry& geometry,
-                                const Workspace& workspace, int cta_group, int phase, Value value,
+                                const Workspace& workspace, int cta_group, int round, Value value,
                                 void* scratch) {
   const int splits = geometry.splits;
+  const int phase = round % kPhases;
   // Partial results of a split by its index; behind the last split, the result of all.
   const auto partials = [&](int index) {
     const int64_t first = (int64_t{cta_group} * kPhases + phase) * (splits + 1);
@@ -147,25 +185,20 @@ FASTBN_DEVICE Value grid_reduce(const Mapping& mapping, const Geometry& geometry
 }
 
 // Merges what the blocks of a CTA group have reduced. Thread `channel` has this block's value of
-// that channel and gets that of all. `phase` alternates between 0 and 1.
+// that channel and gets that of all. `round` counts the channel tiles of the group.
 template <typename acc_t, typename Mapping, typename Value>
 FASTBN_DEVICE Value group_reduce(const Mapping& mapping, const Geometry& geometry,
-                                 const Workspace& workspace, int cta_group, int phase,
+                                 const Workspace& workspace, int cta_group, int round,
                                  const Value& value, void* scratch) {
   switch (geometry.persistence.cta_group) {
     case CtaGroup::kCluster:
-      return cluster_reduce<acc_t>(mapping, geometry, phase, value, scratch);
+      return cluster_reduce<acc_t>(mapping, geometry, round, value, scratch);
     case CtaGroup::kGrid:
-      return grid_reduce<acc_t>(mapping, geometry, workspace, cta_group, phase, value, scratch);
+      return grid_reduce<acc_t>(mapping, geometry, workspace, cta_group, round, value, scratch);
     case CtaGroup::kBlock:
       break;
   }
   return value;
-}
-
-// A block must not exit while peers may still read its shared memory.
-FASTBN_DEVICE void sync_before_exit(const Geometry& geometry) {
-  if (geometry.persistence.cta_group == CtaGroup::kCluster) gpu::sync_cluster();
 }
 
 }  // namespace fastbn::cuda

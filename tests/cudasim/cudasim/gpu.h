@@ -90,12 +90,6 @@ FASTBN_DEVICE void sync_cluster(cudasim::Site site = cudasim::Site::here()) {
   cudasim::sync_cluster(site);
 }
 
-// Where a block of the cluster has what the calling block has at `own`, in shared memory.
-template <typename T>
-FASTBN_DEVICE T* peer_shared(T* own, int rank) {
-  return static_cast<T*>(cudasim::peer_shared(own, rank));
-}
-
 // --- Across the grid -----------------------------------------------------------------------------
 
 // Adds to a counter after everything this thread wrote, and what it knew to be written, is visible

@@ -7,6 +7,12 @@ namespace fastbn::selftest {
 
 constexpr int kThreads = 64;
 
+// Where a block of the cluster has what the calling block has at `own`.
+template <typename T>
+T* peer_shared(T* own, int rank) {
+  return static_cast<T*>(cudasim::peer_shared(own, rank));
+}
+
 // Every block of a cluster sums the shared memory of all, and writes the sum. The barriers before
 // and after that can be left out.
 FASTBN_KERNEL(kThreads, 1)
@@ -18,7 +24,7 @@ cluster_sum(const float* x, float* y, const bool first, const bool last) {
   if (first) gpu::sync_cluster();
   float total = 0;
   for (int rank = 0; rank < cudasim::shape.cluster_blocks; ++rank) {
-    total += *gpu::peer_shared(shared + thread, rank);
+    total += *peer_shared(shared + thread, rank);
   }
   if (last) gpu::sync_cluster();
   gpu::store<gpu::CacheHint::kStream>(y + i, total);
@@ -29,7 +35,7 @@ FASTBN_KERNEL(kThreads, 1) write_to_next(float* y, const bool starts) {
   float* shared = static_cast<float*>(gpu::shared_memory());
   const int next = (cudasim::current->block->rank + 1) % cudasim::shape.cluster_blocks;
   if (starts) gpu::sync_cluster();
-  if (gpu::thread_index() == 0) *gpu::peer_shared(shared, next) = 1;
+  if (gpu::thread_index() == 0) *peer_shared(shared, next) = 1;
   gpu::sync_cluster();
   if (gpu::thread_index() == 0) {
     gpu::store<gpu::CacheHint::kKeep>(y + gpu::block_index(), *shared);
@@ -37,7 +43,7 @@ FASTBN_KERNEL(kThreads, 1) write_to_next(float* y, const bool starts) {
 }
 
 FASTBN_KERNEL(kThreads, 1) wrong_peer(const int rank, const int at) {
-  gpu::peer_shared(static_cast<float*>(gpu::shared_memory()) + at, rank);
+  peer_shared(static_cast<float*>(gpu::shared_memory()) + at, rank);
 }
 
 // Every block writes the sum of what all blocks have left, after a barrier across the grid for
