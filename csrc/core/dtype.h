@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace fastbn {
 
 enum class DType : int8_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
@@ -17,7 +19,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-constexpr int64_t element_size(DType dtype) {
+FASTBN_HOST_DEVICE constexpr int64_t element_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
       return 8;

@@ -73,6 +73,18 @@ FASTBN_DEVICE void apply_split(const Mapping& mapping, const Geometry& geometry,
   gpu::sync_block();  // before anything that this channel tile used is written again
 }
 
+// Has the values per channel at hand that the group's next channel tile begins with.
+template <typename Mapping, typename... Vectors>
+FASTBN_DEVICE void prefetch_next(const Mapping& mapping, const Problem& problem,
+                                 const Geometry& geometry, const Vectors&... vectors) {
+  const int thread = gpu::thread_index();
+  const int64_t channel = mapping.first_channel() + thread +
+                          int64_t{geometry.persistence.cta_groups} * geometry.tile_channels;
+  if (thread < geometry.tile_channels && channel < problem.channels) {
+    (prefetch(vectors, channel), ...);
+  }
+}
+
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
@@ -90,6 +102,8 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
+    prefetch_next(mapping, op.problem, geometry, op.weight, op.bias, op.running.mean,
+                  op.running.var);
     pipeline.consumer_wait(0);
     PivotedMoments<acc_t> of_split;
     if (thread < mapping.channels()) {
@@ -139,6 +153,7 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
+    prefetch_next(mapping, op.problem, geometry, op.weight, op.mean, op.invstd);
     put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
     ReduceGrad<Mapping, false> grad(mapping, op, shared.records);
     reduce_split(mapping, geometry, pipeline, grad);

@@ -47,6 +47,12 @@ FASTBN_DEVICE double read(const InputVector& vector, int64_t channel) {
   }
 }
 
+FASTBN_DEVICE void prefetch(const InputVector& vector, int64_t channel) {
+  if (vector.data == nullptr) return;
+  gpu::prefetch(static_cast<const char*>(vector.data) +
+                channel * vector.stride * element_size(vector.dtype));
+}
+
 FASTBN_DEVICE double read_or(const InputVector& vector, int64_t channel, double absent) {
   return vector.data == nullptr ? absent : read(vector, channel);
 }

@@ -148,6 +148,8 @@ FASTBN_DEVICE T load_coherent(const T* address) {
   return detail::counted_load(address, detail::kLoadCoherent);
 }
 
+FASTBN_DEVICE void prefetch(const void*) {}
+
 template <CacheHint kHint, typename T>
 FASTBN_DEVICE void store(T* address, const T& value) {
   ++cudasim::memory.touch(address, sizeof(T), sizeof(T), detail::kStore)
