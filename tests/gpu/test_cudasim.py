@@ -331,28 +331,63 @@ FAULTS = {
         ["--shape", "64,8,56,56", "--layout", "channels_last", "--algorithm", "two_pass"],
         "instead of",
     ),
-    "missing-cluster-barrier": (
+    "peers-not-waited-for": (
         "primitives/group_reduce.cuh",
-        "own.write_shared(thread, value);\n  gpu::sync_cluster();",
-        "own.write_shared(thread, value);",
+        "  gpu::sync_cluster();\n",
+        "  gpu::sync_block();\n",
         ["--shape", "8,16,32,32", "--algorithm", "persistent_cluster"],
-        None,
+        "which thread 0 has initialized with no barrier since",
+    ),
+    "exchange-that-expects-too-little": (
+        "primitives/group_reduce.cuh",
+        "gpu::expect_bytes(barrier, splits *",
+        "gpu::expect_bytes(barrier, (splits - 1) *",
+        ["--shape", "8,16,32,32", "--algorithm", "persistent_cluster"],
+        "bytes more than phase",
+    ),
+    "exchange-in-one-place": (
+        "primitives/group_reduce.cuh",
+        "return Partials(places, geometry.tile_channels, phase * splits + split);",
+        "return Partials(places, geometry.tile_channels, split);",
+        [*["--shape", "8,16,32,32", "--algorithm", "persistent_cluster"], "--multiprocessors", "4"],
+        "which an asynchronous copy may still be writing",
     ),
     "tile-waited-for-too-late": (
         "algorithms/persistent.cuh",
         "    pipeline.consumer_wait(tile);\n"
-        "    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);",
-        "    step_in_smem(mapping, pipeline.tile(tile), pipeline.smem(tile), step);\n"
+        "    step_in_smem<false>(mapping, pipeline, tile, step);",
+        "    step_in_smem<false>(mapping, pipeline, tile, step);\n"
         "    pipeline.consumer_wait(tile);",
         ["--shape", "64,16,32,32", "--algorithm", "persistent_block"],
-        "of shared memory, which ",
+        "has read, with no barrier since",
     ),
     "stage-released-too-early": (
         "primitives/pipeline.cuh",
-        "if (geometry_.persistence.bulk_copies) gpu::sync_block();",
+        "    gpu::fence_async_proxy();\n    gpu::sync_warp();\n",
+        "    gpu::fence_async_proxy();\n",
+        ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
+        "wrote, with no barrier since",
+    ),
+    "results-hidden-from-the-copy-engine": (
+        "primitives/pipeline.cuh",
+        "    gpu::fence_async_proxy();\n",
         "",
         ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
-        "has read, with no barrier since",
+        "with no fence_async_proxy() and barrier after it since",
+    ),
+    "results-stored-before-they-are-there": (
+        "primitives/pipeline.cuh",
+        "      gpu::wait_barrier(empty(stage_of(tile)), parity_of(tile));\n",
+        "",
+        ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
+        "wrote, with no barrier since",
+    ),
+    "stage-filled-while-it-is-stored": (
+        "primitives/pipeline.cuh",
+        "        gpu::wait_bulk_stores_read<1>();\n",
+        "",
+        ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
+        "which a bulk store may still be reading",
     ),
     "barrier-with-one-block-too-few": (
         "primitives/group_reduce.cuh",
