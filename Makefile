@@ -27,7 +27,7 @@ cxx_names := -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
 cxx_sources := $(shell find csrc $(cxx_names))
 cxx_tests := $(shell find tests $(cxx_names))
 wheel_sources := $(cxx_sources) $(shell find fastbn -name '*.py' -o -name '*.pyi') \
-  setup.py pyproject.toml MANIFEST.in README.md LICENSE
+  setup.py setup_cuda.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-all test-cuda-build lint bench wheel clean

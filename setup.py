@@ -2,8 +2,9 @@
 
 Environment variables:
 
-* ``FASTBN_CUDA``: ``auto`` (default: CUDA kernels if torch has CUDA and nvcc is found), ``0`` or
-  ``1`` (fail where they cannot be built). ``FORCE_CUDA=1`` means the same as ``FASTBN_CUDA=1``.
+* ``FASTBN_CUDA``: ``auto`` (default: CUDA kernels if torch has CUDA and a toolkit for it is found),
+  ``0`` or ``1`` (fail where they cannot be built). ``FORCE_CUDA=1`` means the same as ``1``.
+* ``CUDA_HOME``: the toolkit's folder; by default it is asked of the nvcc on the path.
 * ``TORCH_CUDA_ARCH_LIST``: GPU architectures to compile for, such as ``8.0;9.0+PTX``; by
   default those of the GPUs at hand or, without any, all that are supported.
 * ``MAX_JOBS``: compilers to run side by side; the default depends on cores and free memory.
@@ -22,12 +23,12 @@ from typing import Any
 
 from setuptools import setup
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which build front ends leave out
+import setup_cuda
+
 VERSION = "0.1.0"
 ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc"
-# And since which CUDA they can be compiled for.
-ARCHITECTURES = {"7.5": "10.0", "8.0": "11.0", "8.6": "11.1", "8.9": "11.8", "9.0": "11.8"}
-ARCHITECTURES |= {"10.0": "12.8", "12.0": "12.8"}
 GIBIBYTES_PER_JOB = 3
 
 
@@ -51,25 +52,26 @@ def sources(*patterns: str) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found]
 
 
-def with_cuda() -> bool:
-    """Whether to build the CUDA kernels."""
+def cuda_toolkit() -> setup_cuda.Toolkit | None:
+    """What to compile the CUDA kernels with; None to build without them."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
 
     wish = os.environ.get("FASTBN_CUDA", "1" if os.environ.get("FORCE_CUDA") == "1" else "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"FASTBN_CUDA is {wish!r}; it may be auto, 0 or 1.")
-    possible = bool(torch.version.cuda and CUDA_HOME)
-    if wish == "1" and not possible:
-        sys.exit(
-            f"FASTBN_CUDA=1, but torch {torch.__version__} has CUDA {torch.version.cuda} and nvcc "
-            f"was found in {CUDA_HOME}; install a torch built with CUDA and a CUDA toolkit of the "
-            "same major version (CUDA_HOME names its folder), or set FASTBN_CUDA=0."
-        )
-    return possible and wish != "0"
+    if wish == "0":
+        return None
+    try:
+        return setup_cuda.find(torch.__version__, torch.version.cuda)
+    except setup_cuda.NoToolkitError as reason:
+        if wish == "1":
+            sys.exit(f"FASTBN_CUDA=1, but {reason}, or set FASTBN_CUDA=0.")
+        if torch.version.cuda:
+            print(f"fastbn is built without CUDA kernels, as {reason}.", file=sys.stderr)
+        return None
 
 
-def architectures() -> str:
+def architectures(toolkit: setup_cuda.Toolkit) -> str:
     """Of the GPUs at hand, or else those that a wheel should have."""
     import torch
 
@@ -77,14 +79,7 @@ def architectures() -> str:
     capabilities = sorted({torch.cuda.get_device_capability(device) for device in devices})
     if capabilities:
         return ";".join(f"{major}.{minor}" for major, minor in capabilities)
-
-    def number(version: str) -> tuple[int, ...]:
-        return tuple(map(int, version.split(".")))
-
-    assert torch.version.cuda is not None
-    toolkit = number(torch.version.cuda)
-    possible = [a for a, cuda in ARCHITECTURES.items() if number(cuda) <= toolkit]
-    return ";".join(possible) + "+PTX"
+    return setup_cuda.architectures(toolkit.version)
 
 
 def free_gibibytes() -> float:
@@ -118,7 +113,6 @@ def extension_arguments() -> dict[str, Any]:
     """What needs torch: absent for commands that only pack or describe the sources."""
     try:
         import torch
-        from torch.utils import cpp_extension
     except ImportError:
         if {"sdist", "egg_info", "dist_info"} & set(sys.argv):
             return {}
@@ -127,12 +121,16 @@ def extension_arguments() -> dict[str, Any]:
             "install torch first, then run pip install --no-build-isolation ."
         )
 
+    cuda = cuda_toolkit()
+    if cuda:
+        os.environ["CUDA_HOME"] = str(cuda.home)  # torch guesses it once, on import
+    from torch.utils import cpp_extension
+
     # The planner is in every build: it answers for GPUs that are not there.
     cpp_sources = sources("ops/*.cpp", "cpu/**/*.cpp", "cuda/planner/*.cpp")
     cuda_sources = sources("cuda/*.cu", "cuda/*.cpp")
-    cuda = with_cuda()
     if cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(cuda))
         cpp_sources.remove("csrc/ops/no_cuda.cpp")
     jobs = max(1, min(os.cpu_count() or 1, int(free_gibibytes() // GIBIBYTES_PER_JOB)))
     os.environ.setdefault("MAX_JOBS", str(jobs))
@@ -153,6 +151,13 @@ def extension_arguments() -> dict[str, Any]:
         """Also writes the build record next to the compiled module."""
 
         def run(self) -> None:
+            if cuda and cuda.library:
+                link = Path(self.build_temp).resolve() / "cuda" / "libcudart.so"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(cuda.library)
+                for extension in self.extensions:
+                    extension.library_dirs.append(str(link.parent))
             print(
                 f"fastbn {version()}: building {len(all_sources)} files against torch "
                 f"{torch.__version__} ({f'CUDA {torch.version.cuda}' if cuda else 'CPU only'}), "
@@ -174,8 +179,10 @@ def extension_arguments() -> dict[str, Any]:
                 f"RECORD: dict[str, str | None] = {pprint.pformat(record, sort_dicts=False)}\n"
             )
 
+    include_dirs = [str(folder) for folder in cuda.include_dirs] if cuda else []
+    extension = build("fastbn._C", all_sources, extra_compile_args=flags, include_dirs=include_dirs)
     return {
-        "ext_modules": [build("fastbn._C", all_sources, extra_compile_args=flags)],
+        "ext_modules": [extension],
         "cmdclass": {"build_ext": BuildExtension},
     }
 

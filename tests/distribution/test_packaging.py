@@ -55,7 +55,8 @@ def test_sdist_holds_every_source(sdist: Path) -> None:
         for path in (ROOT / folder).rglob(pattern)
     } - {"fastbn/_build_info.py"}
     assert any(name.endswith(".h") for name in wanted)
-    assert wanted | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= packed
+    wanted |= {"setup.py", "setup_cuda.py", "pyproject.toml", "README.md", "LICENSE"}
+    assert wanted <= packed
     assert "fastbn/_build_info.py" not in packed
 
 
@@ -91,7 +92,7 @@ def test_sdist_is_packed_without_torch(tmp_path: Path) -> None:
     ("wish", "sentence"),
     [
         pytest.param(
-            *("1", "install a torch built with CUDA"),
+            *("1", "is built without CUDA: install a torch built with CUDA"),
             marks=pytest.mark.skipif(torch.version.cuda is not None, reason="it is possible here"),
         ),
         ("maybe", "it may be auto, 0 or 1"),

@@ -27,7 +27,16 @@ ARCHITECTURES = "9.0"
 FREE_GIGABYTES = 10
 
 BUILD = ROOT / "build" / "cuda"
-PACKED = ("csrc", "fastbn", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+PACKED = (
+    "csrc",
+    "fastbn",
+    "setup.py",
+    "setup_cuda.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 # These look at the sources, and `make test` runs them.
 NOT_OF_THE_WHEEL = ("gpu/test_nvcc.py", "gpu/test_launch.py", "gpu/test_cudasim*.py")
@@ -121,8 +130,18 @@ def copy_sources() -> Path:
     return tree
 
 
+def wrap(home: Path) -> Path:
+    """A folder for the path, whose nvcc is a script that calls the toolkit's."""
+    folder = BUILD / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "nvcc"
+    script.write_text(f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
 def build(python: Path, home: Path) -> Path:
-    """The wheel, compiled by the toolkit in a folder."""
+    """The wheel, compiled by the toolkit in a folder, which the build has to find out."""
     wheels = BUILD / "wheel"
     shutil.rmtree(wheels, ignore_errors=True)
     run(
@@ -131,8 +150,9 @@ def build(python: Path, home: Path) -> Path:
         *("--wheel-dir", wheels, copy_sources()),
         FASTBN_CUDA="1",
         TORCH_CUDA_ARCH_LIST=ARCHITECTURES,
-        CUDA_HOME=str(home),
-        PATH=f"{python.parent}:{os.environ['PATH']}",
+        CUDA_HOME="",
+        CUDA_PATH="",
+        PATH=f"{wrap(home)}:{python.parent}:{os.environ['PATH']}",
     )
     (wheel,) = wheels.glob("fastbn-*.whl")
     return wheel

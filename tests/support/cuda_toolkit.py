@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import setup_cuda
 
 # The one that the CUDA torch of this project's checks is built with. A toolkit of another minor
 # version does as well; another major one does not fit torch.
@@ -52,35 +50,18 @@ def downloaded() -> Path:
     return cache_folder() / f"cuda-{VERSION}"
 
 
-def candidates() -> Iterator[Path]:
-    """Places where nvcc may be, in order of preference."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            yield Path(os.environ[variable]) / "bin" / "nvcc"
-    on_path = shutil.which("nvcc")
-    if on_path:
-        yield Path(on_path)
-    yield Path("/usr/local/cuda/bin/nvcc")
-    yield downloaded() / "nvidia" / f"cu{MAJOR}" / "bin" / "nvcc"
-
-
-def home_of(nvcc: Path) -> Path | None:
-    """The toolkit's folder, asked of nvcc itself: what lies on the path may be a wrapper of it."""
-    dry_run: list[str | Path] = [nvcc, "--dryrun", "-c", "any.cu"]
-    try:
-        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
-        answer = subprocess.run(dry_run, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    here = re.search(r"^#\$ _HERE_=(.+)$", answer.stderr, re.MULTILINE)
-    if here is None or f"release {MAJOR}." not in version.stdout:
-        return None
-    return Path(here[1]).resolve().parent
-
-
 def find() -> Path | None:
     """The folder of a usable toolkit, as CUDA_HOME wants it; None if there is none."""
-    return next((home for home in map(home_of, candidates()) if home), None)
+    cuda = ".".join(VERSION.split(".")[:2])
+    places = [*setup_cuda.candidates(cuda), downloaded() / "nvidia" / f"cu{MAJOR}" / "bin" / "nvcc"]
+    for nvcc in places:
+        try:
+            toolkit = setup_cuda.ask(nvcc, cuda)
+        except setup_cuda.NoToolkitError:
+            continue
+        if toolkit:
+            return toolkit.home
+    return None
 
 
 def install() -> Path:
