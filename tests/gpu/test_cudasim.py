@@ -396,6 +396,13 @@ FAULTS = {
         ["--shape", "8,16,32,32", "--algorithm", "persistent_grid"],
         "which another thread wrote, with no fence_device() or barrier since",
     ),
+    "barrier-that-does-not-acquire": (
+        "primitives/group_reduce.cuh",
+        "    gpu::load_acquire(word_);",
+        "",
+        ["--shape", "8,16,32,32", "--algorithm", "persistent_grid"],
+        "which this kernel has written, after load_relaxed() with no load_acquire() since",
+    ),
     "statistics-updated-by-every-block": (
         "algorithms/two_pass.cuh",
         "return combine_forward<acc_t>(op, channel, mapping.split() == 0);",

@@ -203,6 +203,21 @@ def test_persistent_kernels_use_what_hopper_has(code: dict[Name, list[sass.Block
         assert any(block.count("STG", 128) for block in in_smem), name
 
 
+def test_waiting_blocks_leave_the_cache_alone(code: dict[Name, list[sass.Block]]) -> None:
+    """Who looks again and again whether others have come empties no cache by it."""
+    for name, blocks in code.items():
+        if name.kernel not in PERSISTENT:
+            continue
+        polls = [
+            {instruction.name for instruction in block.instructions}
+            for index, block in enumerate(blocks)
+            if index in block.successors and count([block], "LDG", ".STRONG.GPU")
+        ]
+        assert len(polls) == 1, name
+        assert "CCTL" not in polls[0], name
+        assert count(blocks, "CCTL") >= 1, name
+
+
 @each_architecture
 def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path) -> None:
     """The registers that the compiler took, and shared memory, for all blocks that share one."""

@@ -120,7 +120,19 @@ FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
   return before;
 }
 
-// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap().
+// Reads a counter that other blocks change, as often as it takes. What they wrote before is not
+// visible by that.
+FASTBN_DEVICE unsigned load_relaxed(const unsigned* address) {
+  unsigned value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(address))
+               : "memory");
+  return value;
+}
+
+// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap(), and makes visible
+// what they wrote before: it empties the multiprocessor's cache.
 FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"

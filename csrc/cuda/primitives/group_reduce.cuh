@@ -89,8 +89,9 @@ class GridBarrier {
   FASTBN_DEVICE void let_go() const { gpu::add_acq_rel(word_, kGo - blocks_); }
   // The others wait for that.
   FASTBN_DEVICE void wait() const {
-    while (((gpu::load_acquire(word_) ^ before_) & kGo) == 0) {
+    while (((gpu::load_relaxed(word_) ^ before_) & kGo) == 0) {
     }
+    gpu::load_acquire(word_);  // once, as it costs the multiprocessor its cache
   }
 
  private:

@@ -14,6 +14,8 @@ constexpr Access kAtomicIncWrap = {"atomic_inc_wrap", /*stores=*/true, /*sees_st
                                    /*is_atomic=*/true};
 constexpr Access kAddAcqRel = {"add_acq_rel", /*stores=*/true, /*sees_stores=*/true,
                                /*is_atomic=*/true};
+constexpr Access kLoadRelaxed = {"load_relaxed", /*stores=*/false, /*sees_stores=*/true,
+                                 /*is_atomic=*/true};
 constexpr Access kLoadAcquire = {"load_acquire", /*stores=*/false, /*sees_stores=*/true,
                                  /*is_atomic=*/true};
 
@@ -62,6 +64,23 @@ Warp& own_warp() {
 void start_epoch() {
   ++epoch;
   resume_all(sleepers);
+}
+
+// Reads a counter. A thread that reads again and again what has not changed waits for someone to
+// change it.
+unsigned poll(const unsigned* address, const Access& access, const char* function, Site site) {
+  memory.touch(address, sizeof(unsigned), sizeof(unsigned), access);
+  if (current->polled_epoch != epoch) {
+    current->polled_epoch = epoch;
+    current->polls = 0;
+  }
+  if (++current->polls > kPollsBeforeSleep) {
+    sleepers.push_back(current);
+  } else {
+    resume(*current);
+  }
+  suspend(function, site);
+  return *address;
 }
 
 }  // namespace
@@ -125,26 +144,23 @@ unsigned atomic_inc_wrap(unsigned* counter, unsigned last) {
 unsigned add_acq_rel(unsigned* counter, unsigned value) {
   ++memory.touch(counter, sizeof(unsigned), sizeof(unsigned), kAddAcqRel).atomics;
   fence_device();
+  current->block->read_relaxed = false;
   const unsigned before = *counter;
   *counter = before + value;
   start_epoch();
   return before;
 }
 
+unsigned load_relaxed(const unsigned* address, Site site) {
+  const unsigned value = poll(address, kLoadRelaxed, "load_relaxed()", site);
+  current->block->read_relaxed = true;
+  return value;
+}
+
 unsigned load_acquire(const unsigned* address, Site site) {
-  memory.touch(address, sizeof(unsigned), sizeof(unsigned), kLoadAcquire);
-  if (current->polled_epoch != epoch) {
-    current->polled_epoch = epoch;
-    current->polls = 0;
-  }
-  // A thread that reads again and again what has not changed waits for someone to change it.
-  if (++current->polls > kPollsBeforeSleep) {
-    sleepers.push_back(current);
-  } else {
-    resume(*current);
-  }
-  suspend("load_acquire()", site);
-  return *address;
+  const unsigned value = poll(address, kLoadAcquire, "load_acquire()", site);
+  current->block->read_relaxed = false;
+  return value;
 }
 
 }  // namespace fastbn::cudasim

@@ -67,7 +67,7 @@ struct Traffic {
   int64_t bulk_bytes = 0;
   int64_t bulk_stores = 0;
   int64_t bulk_stored_bytes = 0;
-  int64_t atomics = 0;  // in neither histogram, nor in the bytes; load_acquire() is not counted
+  int64_t atomics = 0;  // in neither histogram, nor in the bytes; loads of counters are not counted
 
   int64_t read_bytes() const;
   int64_t written_bytes() const;

@@ -99,7 +99,15 @@ FASTBN_DEVICE unsigned add_acq_rel(unsigned* counter, unsigned value) {
   return cudasim::add_acq_rel(counter, value);
 }
 
-// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap().
+// Reads a counter that other blocks change, as often as it takes. What they wrote before is not
+// visible by that.
+FASTBN_DEVICE unsigned load_relaxed(const unsigned* address,
+                                    cudasim::Site site = cudasim::Site::here()) {
+  return cudasim::load_relaxed(address, site);
+}
+
+// Reads a counter that other blocks change by add_acq_rel() or atomic_inc_wrap(), and makes visible
+// what they wrote before.
 FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
                                     cudasim::Site site = cudasim::Site::here()) {
   return cudasim::load_acquire(address, site);

@@ -93,7 +93,7 @@ struct Thread {
   const char* waits_in = nullptr;  // the function of gpu.h
   Site waits_at;
   const void* waits_for = nullptr;  // the barrier that it waits in wait_barrier() for
-  int64_t polls = 0;                // load_acquire() calls since `polled_epoch`
+  int64_t polls = 0;                // load_relaxed() and load_acquire() calls since `polled_epoch`
   uint64_t polled_epoch = 0;
   std::vector<Copy> copies;   // that no barrier waits for yet
   std::vector<Store> stores;  // that no other thread is sure to see
@@ -146,6 +146,7 @@ struct Block {
   int rank = 0;  // in the cluster
   int returned = 0;
   bool started = false;
+  bool read_relaxed = false;  // a counter, and nothing that acquires since
   std::vector<unsigned char> storage;
   unsigned char* shared = nullptr;  // in the storage, between red zones
   std::vector<Thread> threads;
@@ -191,7 +192,7 @@ void suspend(const char* function, Site site);
 void resume(Thread& thread);
 void resume_all(std::vector<Thread*>& threads);  // and empties the list
 
-// Threads of an earlier launch that still sleep in load_acquire().
+// Threads of an earlier launch that still sleep in load_relaxed() or load_acquire().
 void forget_sleepers();
 
 // Who sees a store: the thread itself, those it has met at a barrier since, and all once it or one
@@ -220,6 +221,7 @@ void allow_next_kernel();
 void wait_for_previous_kernel();
 unsigned atomic_inc_wrap(unsigned* counter, unsigned last);
 unsigned add_acq_rel(unsigned* counter, unsigned value);
+unsigned load_relaxed(const unsigned* address, Site site);
 unsigned load_acquire(const unsigned* address, Site site);
 
 // Gives each thread of a warp the value of the lane it asks for.

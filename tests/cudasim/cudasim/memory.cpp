@@ -138,6 +138,10 @@ void Memory::touch_writable(Buffer& buffer, uintptr_t address, int64_t bytes,
     fail(verb(access, bytes) + "at " + describe(address) +
          ", which another thread wrote, with no fence_device() or barrier since, or a bulk store "
          "that was not waited for");
+  } else if (current->block->read_relaxed && buffer.kind != Kind::kActivation &&
+             buffer.stored.has_any(address, bytes)) {
+    fail(verb(access, bytes) + "at " + describe(address) +
+         ", which this kernel has written, after load_relaxed() with no load_acquire() since");
   }
 }
 

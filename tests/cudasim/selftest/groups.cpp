@@ -47,15 +47,17 @@ FASTBN_KERNEL(kThreads, 1) wrong_peer(const int rank, const int at) {
 }
 
 // Every block writes the sum of what all blocks have left, after a barrier across the grid for
-// `arrivals` blocks.
+// `arrivals` blocks, at whose end one thread `acquires`.
 FASTBN_KERNEL(kThreads, 1)
-grid_sum(float* partials, unsigned* counter, float* y, const unsigned arrivals) {
+grid_sum(float* partials, unsigned* counter, float* y, const unsigned arrivals,
+         const bool acquires) {
   const int block = gpu::block_index();
   if (gpu::thread_index() == 0) {
     gpu::store<gpu::CacheHint::kKeep>(partials + block, static_cast<float>(block));
     gpu::add_acq_rel(counter, 1);
-    while (gpu::load_acquire(counter) < arrivals) {
+    while (gpu::load_relaxed(counter) < arrivals) {
     }
+    if (acquires) gpu::load_acquire(counter);
   }
   gpu::sync_block();
   if (gpu::thread_index() != 1) return;
@@ -134,11 +136,11 @@ void test_grids() {
   lend(counter, "counter", cudasim::Kind::kWorkspace);
   lend(y, "y");
   const std::vector<float> expected(kBlocks, sum(count_to(kBlocks)));
-  const auto run = [&](bool cooperative, unsigned arrivals) {
+  const auto run = [&](bool cooperative, unsigned arrivals, bool acquires = true) {
     counter[0] = 0;
     partials.assign(kBlocks, NAN);
     return gpu::launch(nullptr, {kBlocks, kThreads, 0, false, 1, cooperative}, grid_sum,
-                       partials.data(), counter.data(), y.data(), arrivals);
+                       partials.data(), counter.data(), y.data(), arrivals, acquires);
   };
   check("a barrier across a cooperative grid is right under all seeds",
         seeds_right(expected, y, [&] { return run(true, kBlocks); }) == kSeeds);
@@ -146,10 +148,13 @@ void test_grids() {
         seeds_right(expected, y, [&] { return run(true, kBlocks - 1); }) < kSeeds);
   check_text("for one block too many it never ends",
              fault_of([&] { return run(true, kBlocks + 1); }),
-             {"deadlock", "1 of 64 threads wait in load_acquire() at ",
+             {"deadlock", "1 of 64 threads wait in load_relaxed() at ",
               "groups.cpp:", "63 of 64 threads wait in sync_block() at "});
   check_text("in a grid that is not cooperative it never ends",
-             fault_of([&] { return run(false, kBlocks); }), {"deadlock", "load_acquire()"});
+             fault_of([&] { return run(false, kBlocks); }), {"deadlock", "load_relaxed()"});
+  check_text("what others wrote is not visible by a relaxed load of a counter",
+             fault_of([&] { return run(true, kBlocks, /*acquires=*/false); }),
+             {"'partials'", "after load_relaxed() with no load_acquire() since"});
   check("the simulator goes on after that",
         seeds_right(expected, y, [&] { return run(true, kBlocks); }) == kSeeds);
 }
