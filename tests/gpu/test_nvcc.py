@@ -218,6 +218,31 @@ def test_waiting_blocks_leave_the_cache_alone(code: dict[Name, list[sass.Block]]
         assert count(blocks, "CCTL") >= 1, name
 
 
+def test_threads_without_a_channel_need_no_float64(code: dict[Name, list[sass.Block]]) -> None:
+    """A way leads around all of it, from the start to the loop that applies."""
+    kernels = [
+        blocks
+        for name, blocks in code.items()
+        if name.kernel == "persistent_forward" and name.dtype != "double"
+    ]
+    assert len(kernels) == 2 * 3
+    for blocks in kernels:
+        in_float64 = frozenset(
+            index
+            for index, block in enumerate(blocks)
+            for instruction in block.instructions
+            if instruction.name in {"DADD", "DMUL", "DFMA"} and not instruction.conditional
+        )
+        assert in_float64
+        applying = {
+            index
+            for index, block in enumerate(blocks)
+            if block.in_loop and block.count("LDS", 128) and block.count("STG", 128)
+        }
+        assert applying
+        assert applying <= sass.reachable(blocks, 0, around=in_float64)
+
+
 @each_architecture
 def test_blocks_fit_a_multiprocessor_as_planned(architecture: str, toolkit: Path) -> None:
     """The registers that the compiler took, and shared memory, for all blocks that share one."""

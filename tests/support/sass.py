@@ -134,13 +134,19 @@ def mark_loops(blocks: list[Block]) -> None:
         block.in_loop = index in reachable(blocks, index)
 
 
-def reachable(blocks: list[Block], start: int) -> set[int]:
-    """Blocks that come after this one, itself only if it comes again."""
+def reachable(blocks: list[Block], start: int, around: frozenset[int] = frozenset()) -> set[int]:
+    """Blocks that come after this one, itself only if it comes again.
+
+    Args:
+        blocks: of a function.
+        start: the index of one.
+        around: blocks that the ways lead around.
+    """
     seen: set[int] = set()
     todo = list(blocks[start].successors)
     while todo:
         index = todo.pop()
-        if index not in seen:
+        if index not in seen and index not in around:
             seen.add(index)
             todo += blocks[index].successors
     return seen

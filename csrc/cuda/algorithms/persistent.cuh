@@ -120,6 +120,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
         reduce_block(mapping, geometry, stats.result(mapping, pivots), shared.scratch);
     const PivotedMoments<acc_t> all = group_reduce<acc_t>(mapping, geometry, workspace, cta_group,
                                                           round, of_split, shared.scratch);
+    // In float64, which many GPUs are slow at: for no more threads than there are channels.
     if (thread < mapping.channels()) {
       const auto inputs = shared.records.template get<ForwardInputs<acc_t>>(thread);
       shared.records.put(thread, FinalStatistics<acc_t>(op, all).affine(inputs));
