@@ -248,7 +248,8 @@ def test_vectors_of_16_bytes(shape: str, layout: str) -> None:
     tensors = tables.make(tables.Case("wide", dimensions, layout, torch.bfloat16))
     for operation in (verify_forward, verify_backward):
         report = operation(tensors).report
-        assert set(report.activations["stores"]) == {"16"}
+        in_bulk = report.activations["bulk_stores"] > 0
+        assert set(report.activations["stores"]) == (set() if in_bulk else {"16"})
         narrow = sum(count for size, count in report.activations["loads"].items() if size != "16")
         assert narrow <= sum(launch["blocks"] for launch in report.launches) * dimensions[1]
 
