@@ -95,7 +95,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, 1> pipeline(op.problem, geometry, cta_group, split, op.x);
+  Pipeline<Mapping, kForwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op));
   begin_group_reduce(geometry);
   int round = 0;
 #pragma unroll 1
@@ -147,7 +147,7 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, 2> pipeline(op.problem, geometry, cta_group, split, op.dy, op.x);
+  Pipeline<Mapping, kBackwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op));
   begin_group_reduce(geometry);
   int round = 0;
 #pragma unroll 1

@@ -14,23 +14,20 @@
 
 namespace fastbn::cuda {
 
-// The pipeline of a kernel that reads `kTensors` activations.
 template <typename Mapping, int kTensors>
 class Pipeline {
  public:
   using scalar_t = typename Mapping::scalar_t;
 
   // All threads of the block call it.
-  template <typename... Activations>
   FASTBN_DEVICE Pipeline(const Problem& problem, const Geometry& geometry, int cta_group, int split,
-                         const Activations&... tensors)
+                         const Inputs<kTensors>& inputs)
       : problem_(problem),
         geometry_(geometry),
-        tensors_{&tensors...},
+        inputs_(inputs),
         split_(split),
         range_(split_range(geometry, split)),
         next_channel_tile_(cta_group) {
-    static_assert(sizeof...(Activations) == kTensors);
     const Persistence& persistence = geometry.persistence;
     if (gpu::thread_index() == 0) {
       for (int stage = 0; stage < persistence.stages; ++stage) {
@@ -142,7 +139,7 @@ class Pipeline {
     const auto copy = [&](const auto& thread_tile) {
 #pragma unroll
       for (int tensor = 0; tensor < kTensors; ++tensor) {
-        thread_tile.copy(tensor, *tensors_[tensor]);
+        thread_tile.copy(tensor, *inputs_.tensors[tensor]);
       }
     };
     mapping.template for_each_in_smem<1, false>(range, place(next_stage_), copy);
@@ -157,7 +154,7 @@ class Pipeline {
 #pragma unroll
       for (int tensor = 0; tensor < kTensors; ++tensor) {
         gpu::bulk_copy(place(next_stage_) + tensor * geometry_.persistence.tile_bytes + span.place,
-                       static_cast<const scalar_t*>(tensors_[tensor]->data) + span.offset,
+                       static_cast<const scalar_t*>(inputs_.tensors[tensor]->data) + span.offset,
                        span.bytes, landed);
       }
     });
@@ -183,7 +180,7 @@ class Pipeline {
 
   const Problem& problem_;
   const Geometry& geometry_;
-  const InputActivation* const tensors_[kTensors];
+  const Inputs<kTensors> inputs_;
   const int split_;
   const Range range_;
   // The stage of the current channel tile's first tile, and the parity of the phase that waits for

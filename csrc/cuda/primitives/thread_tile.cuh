@@ -12,6 +12,12 @@
 
 namespace fastbn::cuda {
 
+// The activations that a kernel reads.
+template <int kTensors>
+struct Inputs {
+  const InputActivation* tensors[kTensors];
+};
+
 // Vectors by their numbers, counted from the first of every activation alike.
 template <int kVectors, int kWidth>
 struct NumberedPlaces {

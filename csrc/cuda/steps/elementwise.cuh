@@ -9,6 +9,12 @@
 
 namespace fastbn::cuda {
 
+// What training reads: a step's load<..., kTensor>() is of the kTensor-th of these.
+constexpr int kForwardInputs = 1;
+constexpr int kBackwardInputs = 2;
+FASTBN_DEVICE Inputs<kForwardInputs> inputs(const TrainingForward& op) { return {{&op.x}}; }
+FASTBN_DEVICE Inputs<kBackwardInputs> inputs(const Backward& op) { return {{&op.dy, &op.x}}; }
+
 // The number of each lane of a thread, from an array of the channel tile's channels.
 template <typename Mapping>
 FASTBN_DEVICE void load_lanes(const Mapping& mapping, const typename Mapping::acc_t* array,
@@ -24,7 +30,7 @@ template <typename Mapping>
 class ReduceStats {
  public:
   using acc_t = typename Mapping::acc_t;
-  static constexpr int kTensors = 1;
+  static constexpr int kTensors = kForwardInputs;
 
   FASTBN_DEVICE explicit ReduceStats(const InputActivation& x) : x_(x) {}
 
@@ -56,7 +62,7 @@ class ReduceGrad {
  public:
   using acc_t = typename Mapping::acc_t;
   static constexpr int kLanes = Mapping::kLanes;
-  static constexpr int kTensors = 2;
+  static constexpr int kTensors = kBackwardInputs;
 
   FASTBN_DEVICE ReduceGrad(const Mapping& mapping, const Backward& op,
                            const ChannelRecords<acc_t>& records)
@@ -103,7 +109,7 @@ class ApplyForward {
  public:
   using acc_t = typename Mapping::acc_t;
   static constexpr int kLanes = Mapping::kLanes;
-  static constexpr int kTensors = 1;
+  static constexpr int kTensors = kForwardInputs;
 
   FASTBN_DEVICE ApplyForward(const Mapping& mapping, const Forward& op,
                              const ChannelRecords<acc_t>& records)
@@ -136,7 +142,7 @@ class ApplyBackward {
  public:
   using acc_t = typename Mapping::acc_t;
   static constexpr int kLanes = Mapping::kLanes;
-  static constexpr int kTensors = 2;
+  static constexpr int kTensors = kBackwardInputs;
 
   FASTBN_DEVICE ApplyBackward(const Mapping& mapping, const Backward& op,
                               const ChannelRecords<acc_t>& records)
