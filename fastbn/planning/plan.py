@@ -109,8 +109,11 @@ class Plan:
         workspace_bytes: device memory for partial results, as long as the call.
         microseconds: of the device's time that the planner's model predicts. It tells plans apart;
             its constants have not been fitted to measurements yet.
-        considered: every algorithm that fits, with the microseconds predicted for its best plan;
-            the least was chosen unless one was forced.
+        considered: every algorithm that fits, with the microseconds predicted for its best plan.
+            Unless one was forced, that of the least time was chosen. Times within 15 % of each
+            other count as equal, and the plan that moves the fewest bytes is taken, then one with
+            two blocks to a multiprocessor, then a cluster. A grid must be a quarter faster than
+            other persistent plans, and take at most an equal time to those that are not.
     """
 
     op: Op
@@ -335,7 +338,7 @@ def plan(
             default: that of ``x`` if it is on one, else the current GPU if there is one and this
             build has CUDA kernels, else h200.
         algorithm: one to use whatever it costs, for operations that reduce and then apply, and so
-            leave a choice; ``auto`` for the one that is predicted to take the least time; default:
+            leave a choice; ``auto`` for the planner's choice; default:
             what the environment variable FASTBN_CUDA_ALGORITHM says, else ``auto``. The backend
             knows the variable alone, and reads it once.
         momentum: forward: that of the module; only whether it is None matters.

@@ -1,4 +1,4 @@
-"""The planner's decisions for ResNet-50, as they were when somebody last looked at them.
+"""Golden: the planner's decisions for ResNet-50, as they were when somebody last looked at them.
 
 They follow from a model of time whose constants may be changed, so nothing but this record says
 that they are right. ``python -m tests.planner.golden`` writes it anew; look at the difference.

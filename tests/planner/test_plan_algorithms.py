@@ -1,4 +1,4 @@
-"""The planner's choice of an algorithm: what fits and is predicted to take the least time."""
+"""The planner's choice of an algorithm: what fits, is fast by prediction, and moves few bytes."""
 
 from __future__ import annotations
 
@@ -219,12 +219,12 @@ def test_never_more_bytes_than_two_passes(device: Any, batch: int) -> None:
         assert plan.launches <= two_pass.launches
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_traffic_of_a_training_step(layout: Any) -> None:
-    """ResNet-50 at batch 256 in bfloat16 on an H200: stock moves 45.5 GB, and the floor is 28.5."""
-    plans = [golden.summary("h200", layout, op, 256) for op in TRAINING]
-    moved = sum(plan["gigabytes"] for plan in plans)
-    assert 28.4 < moved < 45.5
+@pytest.mark.parametrize("device", ["h100", "h200"])
+@pytest.mark.parametrize(("layout", "most"), [("contiguous", 30.5), ("channels_last", 35.5)])
+def test_traffic_of_a_training_step(device: str, layout: Any, most: float) -> None:
+    """ResNet-50 at batch 256 in bfloat16: two passes move 45.5 GB, and the floor is 28.45."""
+    plans = [golden.summary(device, layout, op, 256) for op in TRAINING]
+    assert 28.45 < sum(plan["gigabytes"] for plan in plans) <= most
 
 
 @pytest.mark.parametrize("question", golden.recorded())
@@ -238,17 +238,65 @@ def test_decisions_are_the_recorded_ones(question: str) -> None:
 # --- The choice -----------------------------------------------------------------------------------
 
 
+# Times that differ by less are equal, and what a grid must gain; see csrc/cuda/planner/plan.cpp.
+EQUAL = 1.15
+GRID_GAIN = 1.25
+
+
+def grid_is_worth(considered: dict[str, float]) -> bool:
+    """A quarter faster than other persistent plans, and not slower than those that read twice."""
+    grid = considered["persistent_grid"]
+    return all(
+        (GRID_GAIN * grid if name in PERSISTENT else grid / EQUAL) <= microseconds
+        for name, microseconds in considered.items()
+        if name != "persistent_grid"
+    )
+
+
 @pytest.mark.parametrize("device", NAMES)
-@pytest.mark.parametrize("batch", [2, 256])
-def test_fastest_is_chosen(device: Any, batch: int) -> None:
+@pytest.mark.parametrize("batch", [2, 32, 256])
+def test_a_fast_plan_is_chosen(device: Any, batch: int) -> None:
     for plan in network_plans(device, batch):
         considered = dict(plan.considered)
-        assert plan.microseconds == considered[plan.algorithm] == min(considered.values())
+        assert plan.microseconds == considered[plan.algorithm]
         if plan.op == "eval":
             assert set(considered) == {"elementwise"}
-        else:
-            assert "two_pass" in considered
-            assert forced(plan, plan.algorithm) == plan
+            continue
+        assert "two_pass" in considered
+        assert forced(plan, plan.algorithm) == plan
+        is_grid = plan.algorithm == "persistent_grid"
+        if "persistent_grid" in considered:
+            assert is_grid == grid_is_worth(considered), plan
+            del considered["persistent_grid"]
+        if not is_grid:
+            assert plan.microseconds <= EQUAL * min(considered.values()), plan
+
+
+@pytest.mark.parametrize("device", NAMES)
+@pytest.mark.parametrize("batch", [2, 32, 256])
+def test_of_equal_times_the_fewest_bytes_decide_and_then_clusters(device: Any, batch: int) -> None:
+    for plan in network_plans(device, batch):
+        if plan.op == "eval" or plan.algorithm == "persistent_grid":
+            continue
+        times = {name: time for name, time in plan.considered if name != "persistent_grid"}
+        for name, microseconds in times.items():
+            if microseconds > EQUAL * min(times.values()):
+                continue
+            other = forced(plan, name)
+            assert plan.bytes_moved <= other.bytes_moved, plan
+            if name == "persistent_cluster" and plan.algorithm != name:
+                assert (plan.bytes_moved, plan.blocks_per_multiprocessor) != (
+                    other.bytes_moved,
+                    other.blocks_per_multiprocessor,
+                ), plan
+
+
+@pytest.mark.parametrize("layer", ["256x28x28", "1024x14x14", "512x14x14"])
+def test_of_equal_times_two_blocks_to_a_multiprocessor_are_taken(layer: str) -> None:
+    """One of them works while the other waits for its cluster."""
+    shape = (256, *map(int, layer.split("x")))
+    plan = fastbn.plan(shape, dtype="bfloat16", device="h100")
+    assert (plan.algorithm, plan.blocks_per_multiprocessor) == ("persistent_cluster", 2)
 
 
 @pytest.mark.parametrize("device", ["t4", "a100", "rtx4090"])
@@ -271,7 +319,7 @@ def test_every_algorithm_has_its_place() -> None:
 
 @pytest.mark.parametrize("op", TRAINING)
 def test_prediction_follows_the_bytes(op: Any) -> None:
-    """Large tensors take about the time that their bytes take at what memory can deliver."""
+    """Large tensors take longer than the fewest bytes, but not 2.2 times as long as theirs."""
     for name in NAMES:
         bandwidth = DEVICES[name].bandwidth
         for plan in network_plans(name, 256):
@@ -279,7 +327,7 @@ def test_prediction_follows_the_bytes(op: Any) -> None:
                 continue
             at_best = plan.floor_bytes / bandwidth * 1e6
             moved = plan.bytes_moved / bandwidth * 1e6
-            assert at_best < plan.microseconds < 1.8 * moved, plan
+            assert at_best < plan.microseconds < 2.2 * moved, plan
 
 
 @pytest.mark.parametrize("device", NAMES)
@@ -311,7 +359,7 @@ def test_forced_algorithm(op: Any, layout: Any, algorithm: Any) -> None:
     plan = fastbn.plan(shape, **{**question, "algorithm": algorithm})
     assert plan.algorithm == algorithm
     free = fastbn.plan(shape, **question)
-    assert plan.microseconds >= free.microseconds
+    assert plan.microseconds >= free.microseconds / GRID_GAIN
     assert free == fastbn.plan(shape, algorithm="auto", **question)
     assert free.considered == plan.considered
 

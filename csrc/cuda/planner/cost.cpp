@@ -37,17 +37,25 @@ constexpr double kLaunch = 2.5e-6;
 constexpr double kNextLaunch = 2.5e-6;
 constexpr double kOverlappedLaunch = 1.2e-6;
 
-// Seconds from the last arrival of a channel tile's data to the first result, by CTA group. On a
-// grid one block reads the partial results of all besides.
+// Seconds from the last arrival of a channel tile's data to the first result: in a block, to merge
+// what its threads have reduced; in a cluster besides a barrier that waits for stores under way and
+// a round trip to the peers, 1.5 to 2.5 us; on a grid two fences and two atomics to the last-level
+// cache, a poll and a result to read back, 3.4 us, and the partial results of all blocks, which one
+// reads: up to 5 us. Counted in round trips and instructions.
 constexpr double kBlockPause = 1.0e-6;
-constexpr double kClusterPause = 1.6e-6;
-constexpr double kGridPause = 2.4e-6;
+constexpr double kClusterExchange = 2.0e-6;
+constexpr double kGridExchange = 3.4e-6;
 // The share of this pause that two blocks of different CTA groups on one multiprocessor do not hide
 // for each other.
 constexpr double kSharedPause = 0.33;
-// Bytes per second that a multiprocessor takes from its shared memory, about fifty instructions to
-// a vector.
-constexpr double kProcessing = 75e9;
+
+// Bytes per second that a multiprocessor takes through its tiles in shared memory, about 35 GB/s. A
+// warp takes so many instructions for a vector that it reads or writes: those to reduce one and
+// those to apply it, with what a stage costs besides, in machine code for compute capability 9.0.
+// Four schedulers issue one each in a cycle, of 1.9 GHz, except where all their warps wait.
+constexpr double kInstructionsPerVector = (70 + 104) / 2.0;
+constexpr double kIssueRate = 0.8 * 4 * 1.9e9;
+constexpr double kProcessing = kIssueRate / kInstructionsPerVector * kWarpThreads * kVectorBytes;
 
 class Model {
  public:
@@ -151,7 +159,7 @@ class Model {
     // However early data comes, a CTA group does one channel tile after another.
     const double processing = (tensors_ + 1) * channel_tile_ / geometry_.splits *
                               plan_.blocks_per_multiprocessor / kProcessing;
-    return std::max(moving, pause() + processing);
+    return std::max(moving, uncovered + processing);
   }
 
   double pause() const {
@@ -159,9 +167,9 @@ class Model {
       case CtaGroup::kBlock:
         break;
       case CtaGroup::kCluster:
-        return kClusterPause;
+        return kBlockPause + kClusterExchange;
       case CtaGroup::kGrid:
-        return kGridPause + geometry_.splits * partial_bytes_ / kCacheRate;
+        return kBlockPause + kGridExchange + geometry_.splits * partial_bytes_ / kCacheRate;
     }
     return kBlockPause;
   }

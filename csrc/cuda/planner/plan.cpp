@@ -2,8 +2,8 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <optional>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 
 #include "candidates.h"
@@ -13,6 +13,7 @@ namespace fastbn::cuda {
 
 namespace {
 
+// The grid is the last, to be compared with all others.
 constexpr Algorithm kWithChoice[] = {Algorithm::kTwoPass, Algorithm::kOneBlock,
                                      Algorithm::kPersistentBlock, Algorithm::kPersistentCluster,
                                      Algorithm::kPersistentGrid};
@@ -20,14 +21,60 @@ constexpr Algorithm kWithChoice[] = {Algorithm::kTwoPass, Algorithm::kOneBlock,
 // Channels are counted in 32 bits.
 constexpr int64_t kMaxChannels = (int64_t{1} << 31) - 1;
 
-// The fastest of an algorithm's plans; none if none fits. The first of equals.
-std::optional<Plan> best(const Request& request, const Device& device, Algorithm algorithm) {
-  std::optional<Plan> best;
+// Predicted times within so much of each other are equal: the model has not been fitted to a
+// device.
+constexpr double kEqual = 1.15;
+// How much faster than other persistent plans a grid must be: it occupies the whole device, and its
+// barriers are what the model knows least of.
+constexpr double kGridGain = 1.25;
+
+std::vector<Plan> candidates(const Request& request, const Device& device, Algorithm algorithm) {
+  std::vector<Plan> plans;
   for_each_candidate(request, device, algorithm, [&](Plan& candidate) {
     candidate.seconds = predict_seconds(request, device, candidate);
-    if (!best || candidate.seconds < best->seconds) best = candidate;
+    plans.push_back(candidate);
   });
-  return best;
+  return plans;
+}
+
+// Whether the first of two plans that take equal times is better: it moves fewer bytes, which are
+// exact; else it has two blocks to a multiprocessor, of which one works while the other waits; else
+// it is a cluster.
+bool is_better(const Plan& a, const Plan& b) {
+  const auto rank = [](const Plan& plan) {
+    return std::make_tuple(plan.bytes_read + plan.bytes_written, -plan.blocks_per_multiprocessor,
+                           plan.algorithm != Algorithm::kPersistentCluster, plan.seconds);
+  };
+  return rank(a) < rank(b);
+}
+
+// The best of the plans that take the least time. There must be one.
+const Plan& best(const std::vector<Plan>& plans) {
+  const Plan* best =
+      &*std::min_element(plans.begin(), plans.end(),
+                         [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
+  const double equal = kEqual * best->seconds;
+  for (const Plan& plan : plans) {
+    if (plan.seconds <= equal && is_better(plan, *best)) best = &plan;
+  }
+  return *best;
+}
+
+// Whether a grid is worth more than all plans of other algorithms. Those that are not persistent
+// move more bytes, so that it may take an equal time.
+bool is_worth(const Plan& grid, const std::vector<Plan>& others) {
+  return std::all_of(others.begin(), others.end(), [&](const Plan& other) {
+    return is_persistent(other.algorithm) ? kGridGain * grid.seconds <= other.seconds
+                                          : grid.seconds <= kEqual * other.seconds;
+  });
+}
+
+// The best grid that is worth more than others; the best one if none is.
+const Plan& best_grid(std::vector<Plan>& grids, const std::vector<Plan>& others) {
+  const auto rest = std::stable_partition(grids.begin(), grids.end(),
+                                          [&](const Plan& grid) { return is_worth(grid, others); });
+  if (rest != grids.begin()) grids.erase(rest, grids.end());
+  return best(grids);
 }
 
 // The algorithm by its name; null for "auto".
@@ -53,22 +100,27 @@ std::vector<Plan> alternatives(const Request& request, const Device& device) {
     throw std::invalid_argument("a problem without elements has no layout but generic");
   }
   const Traffic traffic = traffic_of(request);
-  if (traffic.reduce_reads == 0) return {*best(request, device, Algorithm::kElementwise)};
-  if (traffic.apply_reads == 0) return {*best(request, device, Algorithm::kTwoPass)};
+  if (traffic.reduce_reads == 0) return candidates(request, device, Algorithm::kElementwise);
+  if (traffic.apply_reads == 0) return candidates(request, device, Algorithm::kTwoPass);
   std::vector<Plan> plans;
   for (const Algorithm algorithm : kWithChoice) {
-    if (const auto plan = best(request, device, algorithm)) plans.push_back(*plan);
+    std::vector<Plan> all = candidates(request, device, algorithm);
+    if (all.empty()) continue;
+    const bool is_grid = algorithm == Algorithm::kPersistentGrid;
+    plans.push_back(is_grid ? best_grid(all, plans) : best(all));
   }
   return plans;
 }
 
 Plan plan(const Request& request, const Device& device, const std::string& forced) {
   const Algorithm* only = find_forced(forced);
-  const std::vector<Plan> plans = alternatives(request, device);
-  const auto fastest =
-      std::min_element(plans.begin(), plans.end(),
-                       [](const Plan& a, const Plan& b) { return a.seconds < b.seconds; });
-  if (only == nullptr || !traffic_of(request).has_both_passes()) return *fastest;
+  std::vector<Plan> plans = alternatives(request, device);
+  if (only == nullptr || !traffic_of(request).has_both_passes()) {
+    const Plan last = plans.back();
+    if (last.algorithm != Algorithm::kPersistentGrid) return best(plans);
+    plans.pop_back();
+    return is_worth(last, plans) ? last : best(plans);
+  }
   for (const Plan& plan : plans) {
     if (plan.algorithm == *only) return plan;
   }

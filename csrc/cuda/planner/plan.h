@@ -15,8 +15,9 @@ namespace fastbn::cuda {
 // Devices by their published properties.
 const std::vector<Device>& known_devices();
 
-// The plan that is predicted to take the least time. `forced` names an algorithm to use whatever
-// the cost, where there is a choice: "auto", "two_pass", "one_block", "persistent_block",
+// The plan that is predicted to be fast and, of equally fast ones, moves the fewest bytes; plan.cpp
+// says what equal is, and what a grid has to gain. `forced` names an algorithm to use whatever the
+// cost, where there is a choice: "auto", "two_pass", "one_block", "persistent_block",
 // "persistent_cluster" or "persistent_grid". Throws std::invalid_argument if it is none of them or
 // does not fit.
 Plan plan(const Request& request, const Device& device, const std::string& forced = "auto");
