@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import composite
+from ._multiprocessors import leave_multiprocessors_free
 from .ops import batch_norm_backward, batch_norm_eval, batch_norm_training
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def dispatch(
         except TypeError:
             _count(num_batches_tracked)
             raise
+    if x.is_cuda and not torch.compiler.is_compiling():  # else fake implementations do it
+        leave_multiprocessors_free()
     statistics = (running_mean, running_var, num_batches_tracked)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return composite.batch_norm(x, weight, bias, *statistics, training, momentum, eps)

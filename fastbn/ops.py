@@ -13,6 +13,7 @@ import torch
 from torch._prims_common import suggest_memory_format
 
 from ._backend import messages  # the import registers the operators
+from ._multiprocessors import leave_multiprocessors_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +177,7 @@ def _(
     momentum: float | None,
     eps: float,
 ) -> ThreeTensors:
+    leave_multiprocessors_free()
     _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
     check_forward(x, weight, bias, running_mean, running_var, True, eps)
     return _result_like(x), _vector(x, True), _vector(x, True)
@@ -208,6 +210,7 @@ def _(
     want_dweight: bool,
     want_dbias: bool,
 ) -> ThreeTensors:
+    leave_multiprocessors_free()
     _check_devices(x, dy, weight, mean, invstd)
     dtype = None if weight is None else weight.dtype
     dx = _result_like(x) if want_dx else x.new_empty(0)

@@ -8,6 +8,7 @@
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -66,7 +67,11 @@ class Planning {
     plans_.clear();
   }
 
-  Plan plan_for(const Request& request) {
+  // Part of what is asked of the planner: plans made before stay in the cache, but no longer fit.
+  void leave_free(int multiprocessors) { free_multiprocessors_ = multiprocessors; }
+
+  Plan plan_for(Request request) {
+    request.free_multiprocessors = free_multiprocessors_;
     constexpr size_t kMaxPlans = 4096;
     const Key key{c10::cuda::current_device(), request.key()};
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -96,6 +101,7 @@ class Planning {
     }
   }
 
+  std::atomic<int> free_multiprocessors_ = 0;
   std::mutex mutex_;
   std::string forced_ = "auto";
   std::map<Key, Plan> plans_;
@@ -169,6 +175,8 @@ const Device& device_properties(int index) {
 }
 
 void force_algorithm(const std::string& name) { Planning::instance().force(name); }
+
+void leave_free(int multiprocessors) { Planning::instance().leave_free(multiprocessors); }
 
 }  // namespace fastbn::cuda
 

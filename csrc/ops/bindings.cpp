@@ -65,7 +65,8 @@ void define_planner(py::module_& module) {
       .def_readwrite("training", &Request::training)
       .def_readwrite("want_dx", &Request::want_dx)
       .def_readwrite("want_dweight", &Request::want_dweight)
-      .def_readwrite("want_dbias", &Request::want_dbias);
+      .def_readwrite("want_dbias", &Request::want_dbias)
+      .def_readwrite("free_multiprocessors", &Request::free_multiprocessors);
   py::class_<Plan>(module, "Plan")
       .def_property_readonly("algorithm", [](const Plan& plan) { return name(plan.algorithm); })
       .def_property_readonly("mapping",
@@ -93,6 +94,8 @@ void define_planner(py::module_& module) {
              "Properties of a GPU of this machine.");
   module.def("force_algorithm", &cuda::force_algorithm, py::arg("name"),
              "What the CUDA backend uses from now on whatever it costs; 'auto' for the best.");
+  module.def("leave_free", &cuda::leave_free, py::arg("multiprocessors"),
+             "How many multiprocessors persistent grids leave to other kernels from now on.");
   module.def("current_name", &cuda::current_name, py::arg("algorithm"),
              "Today's name of an algorithm that was called otherwise; else the name itself.");
   module.def("plan", &cuda::plan, py::arg("request"), py::arg("device"), py::arg("forced"),

@@ -18,6 +18,7 @@ import torch
 
 from .. import _C
 from .._backend import build_info
+from .._multiprocessors import free_multiprocessors
 from ..ops import memory_format_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Plan:
         layout: how they lie in memory: ``contiguous``, ``channels_last`` (as is every contiguous
             input with one position a sample) or ``generic``.
         device: name of the GPU.
+        free_multiprocessors: that ``persistent_grid`` has to leave to kernels of other streams,
+            such as those of an all-reduce; see FASTBN_CUDA_FREE_SMS in docs/environment.md.
         algorithm: ``two_pass`` reduces and then applies, in a launch each where both are needed;
             ``one_block`` does both in one; ``persistent_block``, ``persistent_cluster`` and
             ``persistent_grid`` do so too, and keep tensors in the shared memory of a block, of a
@@ -121,6 +124,7 @@ class Plan:
     dtype: torch.dtype
     layout: Layout
     device: str
+    free_multiprocessors: int
     algorithm: str
     mapping: str
     launches: int
@@ -181,7 +185,7 @@ class Plan:
 
 # The attributes that the planner answers by the same names.
 _ANSWERED = tuple(
-    field.name for field in fields(Plan)[5:] if field.name not in {"microseconds", "considered"}
+    field.name for field in fields(Plan)[6:] if field.name not in {"microseconds", "considered"}
 )
 # The plan for an empty input, and for a gradient that nobody wants.
 _NOTHING: dict[str, Any] = {
@@ -374,6 +378,7 @@ def plan(
         "dtype": dtype,
         "layout": layout,
         "device": gpu.name,
+        "free_multiprocessors": free_multiprocessors(),
     }
     if 0 in shape:
         return Plan(**question, **_NOTHING)
@@ -389,6 +394,7 @@ def plan(
     request.want_dx = want_dx
     request.want_dweight = want_dweight
     request.want_dbias = want_dbias
+    request.free_multiprocessors = question["free_multiprocessors"]
     planned = _ask(request, gpu, algorithm)
     if planned.launches == 0:
         return Plan(**question, **_NOTHING)

@@ -205,10 +205,11 @@ class PersistentPlanner {
         break;
       default:
         if (!device_.is_hopper_or_later() || !device_.cooperative) return;
+        const int available = std::max(0, device_.multiprocessors - request_.free_multiprocessors);
         for (int cta_groups = 1; cta_groups <= std::min(kMaxCtaGroups, geometry.channel_tiles);
              ++cta_groups) {
-          with_cta_group(geometry, together, CtaGroup::kGrid,
-                         together * device_.multiprocessors / cta_groups, cta_groups, consider);
+          with_cta_group(geometry, together, CtaGroup::kGrid, together * available / cta_groups,
+                         cta_groups, consider);
         }
     }
   }

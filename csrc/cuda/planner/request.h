@@ -26,12 +26,14 @@ struct Request {
   bool want_dx = true;
   bool want_dweight = true;
   bool want_dbias = true;
+  // That a grid leaves to kernels of other streams.
+  int free_multiprocessors = 0;
 
   // Requests with equal keys have equal plans.
   auto key() const {
     return std::make_tuple(operation, problem.dtype, problem.layout, problem.batch,
                            problem.channels, problem.spatial, steps, aligned, cumulative, training,
-                           want_dx, want_dweight, want_dbias);
+                           want_dx, want_dweight, want_dbias, free_multiprocessors);
   }
 };
 
