@@ -38,22 +38,23 @@ constexpr double kNextLaunch = 2.5e-6;
 constexpr double kOverlappedLaunch = 1.2e-6;
 
 // Seconds from the last arrival of a channel tile's data to the first result: in a block, to merge
-// what its threads have reduced; in a cluster besides a barrier that waits for stores under way and
-// a round trip to the peers, 1.5 to 2.5 us; on a grid two fences and two atomics to the last-level
-// cache, a poll and a result to read back, 3.4 us, and the partial results of all blocks, which one
-// reads: up to 5 us. Counted in round trips and instructions.
+// what its threads have reduced; in a cluster besides a store to each peer and a wait for theirs, a
+// round trip; on a grid two fences and two atomics to the last-level cache, a poll and a result to
+// read back, 3.4 us, and the partial results of all blocks, which one reads: up to 5 us. Counted in
+// round trips and instructions.
 constexpr double kBlockPause = 1.0e-6;
-constexpr double kClusterExchange = 2.0e-6;
+constexpr double kClusterExchange = 1.2e-6;
 constexpr double kGridExchange = 3.4e-6;
 // The share of this pause that two blocks of different CTA groups on one multiprocessor do not hide
 // for each other.
 constexpr double kSharedPause = 0.33;
 
-// Bytes per second that a multiprocessor takes through its tiles in shared memory, about 35 GB/s. A
-// warp takes so many instructions for a vector that it reads or writes: those to reduce one and
-// those to apply it, with what a stage costs besides, in machine code for compute capability 9.0.
-// Four schedulers issue one each in a cycle, of 1.9 GHz, except where all their warps wait.
-constexpr double kInstructionsPerVector = (70 + 104) / 2.0;
+// Bytes per second that a multiprocessor takes through its tiles in shared memory, about 48 GB/s. A
+// warp takes so many instructions for a vector that it reads or writes: 41 to reduce one and 33 to
+// apply it, each and about 28 of what a stage of two costs besides, in machine code for compute
+// capability 9.0. Four schedulers issue one each in a cycle, of 1.9 GHz, except where all their
+// warps wait.
+constexpr double kInstructionsPerVector = (69 + 61) / 2.0;
 constexpr double kIssueRate = 0.8 * 4 * 1.9e9;
 constexpr double kProcessing = kIssueRate / kInstructionsPerVector * kWarpThreads * kVectorBytes;
 
