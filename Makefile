@@ -4,6 +4,7 @@
 #   make test    test the installed wheel: every promise, with pairs of parameters
 #   make test-all    and then the rest: full products of parameters, and what takes long
 #   make test-cuda-build   build a wheel with CUDA kernels, without a GPU, and run the suite on it
+#   make carry   build the module for a GPU of another machine, as PYTHON and TORCH are there
 #   make lint    ruff, mypy and clang-format
 #   make bench   measure fastbn against stock in two minutes, with pictures
 #   make wheel   build the wheel into dist/
@@ -30,7 +31,7 @@ wheel_sources := $(cxx_sources) $(shell find fastbn -name '*.py' -o -name '*.pyi
   setup.py setup_cuda.py pyproject.toml MANIFEST.in README.md LICENSE
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-cuda-build lint bench wheel clean
+.PHONY: demo test test-all test-cuda-build carry lint bench wheel clean
 
 demo: $(installed)
 	$(python) -m benchmarks.demo
@@ -49,6 +50,11 @@ test-all: test
 # In an environment of its own, which is kept in the user's cache: its torch has 5 GB.
 test-cuda-build:
 	$(PYTHON) -m tests.support.cuda_build
+
+# PYTHON=3.12 TORCH=2.11.0, say: a version of either, for compute capability 9.0.
+carry:
+	FASTBN_CARRY_TORCH=$(TORCH:torch==%=%) $(if $(filter 3.%,$(PYTHON)),python$(PYTHON),$(PYTHON)) \
+	  -m tests.support.carry
 
 lint: $(installed)
 	$(python) -m ruff check .

@@ -1,32 +1,43 @@
 #!/usr/bin/env bash
-# Builds fastbn for the GPU at hand, tests it, runs it under compute-sanitizer and measures it.
+# Tries fastbn on the GPU at hand, in three calls, each of which can be read before the next.
 #
-#   benchmarks/gpu_report.sh OUT_DIR
+#   benchmarks/gpu_report.sh smoke OUT_DIR     builds, tries each algorithm in a process of its own, and
+#                                              measures: algorithms, counters, pieces, kernels
+#   benchmarks/gpu_report.sh verify OUT_DIR    tests, memcheck and synccheck
+#   benchmarks/gpu_report.sh measure OUT_DIR   algorithms on more layers, kernels of all dtypes,
+#                                              racecheck and initcheck
 #
-# Takes nine minutes at most and downloads nothing. A step that fails or takes too long does not
+# Each takes nine minutes at most and downloads nothing. A step that fails or takes too long does not
 # keep the later ones from running; the exit status is 1 if there was one. OUT_DIR gets
 #
 #   summary.txt      one line or more for each step; read this first
-#   environment.txt  GPU, driver, compiler, versions
-#   build.txt        the build, in place in the source tree, with what the assembler says
-#   tests_gpu.txt    the tests of what only a GPU shows
-#   tests.txt        the tests of all devices, on the GPU
-#   sanitizer.txt    memcheck, racecheck, synccheck and initcheck
-#   benchmark.txt    kernels against stock's, as tables
-#   rows.json        every number of benchmark.txt
-#   algorithms.txt   fastbn's algorithms side by side, with the times that the planner predicted
-#   algorithms.json  every number of algorithms.txt
+#   report.tar.gz    what each step printed, and rows and figures as JSON
 #
-# PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja, pybind11 and
-# fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side. FASTBN_COMMIT names
-# the commit where the sources have no history.
+# Where a persistent algorithm hangs or is wrong in `smoke`, the rest of that call does without:
+# FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which follow it.
+#
+# A module that was built elsewhere (make carry) is used if it is for this commit and loads; otherwise
+# one is built. PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja,
+# pybind11 and fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side.
+# FASTBN_COMMIT names the commit where the sources have no history. CASE_SECONDS is what a case of
+# `smoke` may take (default: 20), and SMOKE_OPTIONS=--simulated tries the cases without a GPU.
 set -euo pipefail
 
-if [ $# -ne 1 ]; then
-  echo "usage: $0 OUT_DIR" >&2
+usage() {
+  echo "usage: $0 smoke|verify|measure OUT_DIR" >&2
   exit 2
-fi
-out=$(mkdir -p "$1" && cd "$1" && pwd)
+}
+[ $# -eq 2 ] || usage
+call=$1
+# Seconds for each step of a call; what one leaves over the next may use. The first is long enough
+# for a cold import of torch.
+case $call in
+  smoke) steps=(environment=60 build=130 smoke=110 algorithms=60 counters=90 pieces=20 kernels=60) ;;
+  verify) steps=(environment=60 build=130 tests_gpu=90 tests=120 sanitizer=130) ;;
+  measure) steps=(environment=60 build=130 algorithms=100 kernels=120 sanitizer=120) ;;
+  *) usage ;;
+esac
+out=$(mkdir -p "$2" && cd "$2" && pwd)
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(command -v "${PYTHON:-python3}") || {
   echo "$0: there is no ${PYTHON:-python3}; PYTHON names the interpreter" >&2
@@ -34,37 +45,56 @@ python=$(command -v "${PYTHON:-python3}") || {
 }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+report=$scratch/report
+mkdir "$report"
 
-cuda=${CUDA_HOME:-/usr/local/cuda}
-export root python scratch
-PATH=$(dirname "$python"):$PATH:$cuda/bin
-export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1
+# Whatever becomes of the steps, what they have left goes into one archive.
+finish() {
+  tar -czf "$out/report.tar.gz" -C "$scratch" report || true
+  cp "$report/summary.txt" "$out/" || true
+  rm -rf "$scratch"
+}
+trap finish EXIT
+
+cuda=$(cd "$root" && "$python" -c 'from tests.support import cuda_toolkit as c; print(c.find() or "")') ||
+  cuda=""
+export root python scratch report call
+export CUDA_HOME="${CUDA_HOME:-${cuda:-/usr/local/cuda}}"
+PATH=$(dirname "$python"):$PATH:$CUDA_HOME/bin
+export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1 CASE_SECONDS="${CASE_SECONDS:-20}"
 export FASTBN_COMMIT="${FASTBN_COMMIT:-$(
   git -C "$root" describe --always --dirty --abbrev=40 '--exclude=*' 2>/dev/null || true
 )}"
-# What the caller has forced must not decide what is reported.
-unset FASTBN_CUDA_ALGORITHM TORCH_CUDA_ARCH_LIST CUDA_LAUNCH_BLOCKING
+# What the caller has forced must not decide what the first call finds.
+[ "$call" != smoke ] || unset FASTBN_CUDA_ALGORITHM
+unset TORCH_CUDA_ARCH_LIST CUDA_LAUNCH_BLOCKING
 
-# Seconds for each step; what one leaves over the next may use.
-readonly environment=15 build=130 tests_gpu=60 tests=80 sanitizer=75 benchmark=120 algorithms=50
-planned=$((environment + build + tests_gpu + tests + sanitizer + benchmark + algorithms))
+planned=0
+for step in "${steps[@]}"; do
+  declare "${step%%=*}_seconds=${step##*=}"
+  planned=$((planned + ${step##*=}))
+done
 deadline=$((SECONDS + planned))
 failed=0
-: >"$out/summary.txt"
+: >"$report/summary.txt"
 
-say() { printf '%s\n' "$*" | tee -a "$out/summary.txt"; }
+say() { printf '%s\n' "$*" | tee -a "$report/summary.txt"; }
 
-# Lines of a file that say most, indented.
-quote() { grep -E "$1" "$2" | sed 's/^/    /' | tail -n "$3" | tee -a "$out/summary.txt" || true; }
+# Lines of a step's output that say most, indented.
+quote() {
+  grep -E "$2" "$report/$1.txt" | sed 's/^/    /' | tail -n "$3" | tee -a "$report/summary.txt" || true
+}
 
 # step NAME COMMAND...: runs it with its output in NAME.txt, and says what came of it.
 step() {
-  local name=$1 start=$SECONDS status=0 limit verdict
+  local name=$1 start=$SECONDS status=0 limit seconds verdict
   shift
-  limit=$((deadline - SECONDS - planned + ${!name}))
-  planned=$((planned - ${!name}))
-  timeout --kill-after=5 "$limit" "$@" >"$out/$name.txt" 2>&1 || status=$?
+  seconds=${name}_seconds
+  limit=$((deadline - SECONDS - planned + ${!seconds}))
+  planned=$((planned - ${!seconds}))
+  # Functions cannot be given to timeout; a shell with the same options can.
+  timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' step "$@" \
+    >"$report/$name.txt" 2>&1 || status=$?
   case $status in
     0) verdict=ok ;;
     124 | 137) verdict="FAILED: took more than $limit s" ;;
@@ -73,7 +103,7 @@ step() {
   say "$(printf '%-12s %4d s  %s' "$name" "$((SECONDS - start))" "$verdict")"
   if [ "$status" -ne 0 ]; then
     failed=1
-    quote . "$out/$name.txt" 2
+    quote "$name" . 2
   fi
 }
 
@@ -101,12 +131,28 @@ EOF
   return "$missing"
 }
 
+# Takes the carried module, or builds one.
 build_in_place() {
   cd "$root"
-  export FASTBN_CUDA=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" NVCC_APPEND_FLAGS=-Xptxas=-v
-  # Objects of an earlier build are of no use: what the assembler said of them is gone.
-  "$python" setup.py build_ext --inplace --build-temp "$scratch/objects"
-  "$python" -m fastbn
+  if [ -d carry ] && cp carry/* fastbn/ && runs_at_this_commit; then
+    echo "carried module ok"
+  else
+    export FASTBN_CUDA=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" NVCC_APPEND_FLAGS=-Xptxas=-v
+    # Objects of an earlier build are of no use: what the assembler said of them is gone.
+    "$python" setup.py build_ext --inplace --build-temp "$scratch/objects"
+  fi
+  timeout 60 "$python" -m fastbn
+}
+
+runs_at_this_commit() {
+  "$python" - <<'EOF'
+import os
+
+import fastbn
+
+built = fastbn.build_info()["commit"]
+assert built == os.environ["FASTBN_COMMIT"] != "", f"the carried module is of commit {built}"
+EOF
 }
 
 # Counts the kernels that ptxas lists in a log, and names those that spill registers.
@@ -121,95 +167,171 @@ list_spills() {
          }
        }
        END { printf "    %d kernels, %d of them spill\n", kernels, spilling }' "$1" |
-    tail -n 21 | "$(command -v c++filt || echo cat)" | tee -a "$out/summary.txt"
+    tail -n 21 | "$(command -v c++filt || echo cat)" | tee -a "$report/summary.txt"
+}
+
+# Each algorithm by itself, in processes that are stopped when they take too long.
+run_smoke() {
+  cd "$root"
+  local algorithm op layout wrong=0
+  for algorithm in two_pass one_block persistent_block persistent_cluster persistent_grid; do
+    for op in forward backward; do
+      for layout in contiguous channels_last; do
+        try_case "$algorithm" "$op" "$layout" &
+      done
+    done
+    wait
+  done
+  cat "$scratch"/case.*
+  if grep -qE 'HANGS|WRONG' "$scratch"/case.*; then wrong=1; fi
+  if grep -qE '^persistent.*(HANGS|WRONG)' "$scratch"/case.*; then touch "$scratch/no_persistent"; fi
+  return "$wrong"
+}
+
+# try_case ALGORITHM PASS LAYOUT: says in a line what came of it.
+try_case() {
+  local status=0 said=$scratch/said.$1.$2.$3 verdict
+  timeout --kill-after=2 "$CASE_SECONDS" "$python" -m tests.support.smoke "$@" ${SMOKE_OPTIONS:-} \
+    >"$said" 2>&1 || status=$?
+  case $status in
+    0) verdict=$(tail -n 1 "$said") ;;
+    124 | 137) verdict="HANGS, or takes more than $CASE_SECONDS s" ;;
+    *) verdict="WRONG, $(tail -n 1 "$said")" ;;
+  esac
+  echo "$*: $verdict" >"$scratch/case.$1.$2.$3"
 }
 
 run_tests() {
   cd "$root/tests"
   rm -f "$scratch/failures"
-  local side_by_side=() cores
+  local options=() cores
   cores=$(nproc)
+  # Tests that need tens of gigabytes are one group, which one worker runs one after another.
   if "$python" -c 'import xdist' 2>/dev/null; then
-    side_by_side=(-n "$((cores < 24 ? (cores + 1) / 2 : 12))")
+    options+=(-n "$((cores < 24 ? (cores + 1) / 2 : 12))" --dist loadgroup)
+  fi
+  if "$python" -c 'import pytest_timeout' 2>/dev/null; then
+    options+=(--timeout=60 --timeout-method=thread)
   fi
   export FASTBN_REQUIRE_CUDA=1 OMP_NUM_THREADS=2 COLUMNS=180
   export FASTBN_FAILURES_TO="$scratch/failures"
   "$python" -m pytest -q -m cuda --tb=short --show-capture=no --durations=10 --maxfail=60 \
-    -p no:cacheprovider --continue-on-collection-errors "${side_by_side[@]}" "$@"
+    -p no:cacheprovider --continue-on-collection-errors "${options[@]}" "$@"
 }
 
-# Runs all tools at once: they wait for the host more than for the GPU.
+# Runs the tools at once: they wait for the host more than for the GPU.
 run_sanitizer() {
   cd "$root"
-  local tool tools=(memcheck racecheck synccheck initcheck) pids=() failed=0 i
+  local tool pids=() failed=0
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1
-  for tool in "${tools[@]}"; do
+  for tool in "$@"; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all --print-limit 20 \
       "$python" -m tests.support.sanitizer_selection >"$scratch/$tool" 2>&1 &
     pids+=("$!")
   done
-  for i in "${!tools[@]}"; do
-    if wait "${pids[i]}"; then echo "${tools[i]}: ok"; else echo "${tools[i]}: FAILED"; failed=1; fi
+  for tool in "$@"; do
+    if wait "${pids[0]}"; then echo "$tool: ok"; else echo "$tool: FAILED"; failed=1; fi
+    pids=("${pids[@]:1}")
+  done
+  for tool in "$@"; do
+    printf '\n--- %s\n' "$tool"
+    head -c 500000 "$scratch/$tool"
   done
   return "$failed"
 }
 
-run_benchmark() {
+# What kernels wait for, by the profiler's counters.
+run_counters() {
   cd "$root"
-  "$python" -m benchmarks kernels --device cuda --shapes resnet50 --dtypes bfloat16 \
-    --providers fastbn stock --seconds 0.05 --json "$1"
+  local algorithm
+  for algorithm in two_pass persistent_cluster persistent_grid; do
+    ncu --clock-control none --kernel-name 'regex:persistent|two_pass' --launch-count 2 \
+      --section SpeedOfLight --section WarpStateStats --section SchedulerStats \
+      --section MemoryWorkloadAnalysis \
+      "$python" -m tests.support.smoke "$algorithm" forward contiguous
+  done
 }
 
 run_algorithms() {
   cd "$root"
-  "$python" -m benchmarks.algorithms --quick --json "$1"
+  "$python" -m benchmarks.algorithms "$@"
 }
 
-export -f describe_environment build_in_place run_tests run_sanitizer run_benchmark run_algorithms
-# Functions cannot be given to timeout; a shell with the same options can.
-in_shell=(bash -euo pipefail -c '"$@"' in_shell)
+run_pieces() {
+  cd "$root"
+  "$python" -m benchmarks.pieces --json "$report/pieces.json"
+}
 
-say "fastbn ${FASTBN_COMMIT:-of an unknown commit}, $(date --utc '+%F %R UTC')"
+run_kernels() {
+  cd "$root"
+  "$python" -m benchmarks kernels --device cuda --shapes resnet50 --providers fastbn stock \
+    --seconds 0.05 --json "$report/rows.json" --dtypes "$@"
+}
 
-step environment "${in_shell[@]}" describe_environment
-quote 'compute capability|^torch |release |^NVIDIA .*MiB' "$out/environment.txt" 4
-
-step build "${in_shell[@]}" build_in_place
-list_spills "$out/build.txt"
-quote ' (ok|WRONG)$|[Ee]rror' "$out/build.txt" 10
+export -f describe_environment build_in_place runs_at_this_commit run_smoke try_case run_tests
+export -f run_sanitizer run_counters run_algorithms run_pieces run_kernels
 
 # Quotes how tests ended or, where they were cut short, the failures until then.
 conclude_tests() {
   local outcome='^[0-9]+ (passed|failed|error|skipped)'
-  if ! grep -qE "$outcome" "$1" && [ -e "$scratch/failures" ]; then
-    cat "$scratch/failures" >>"$1"
+  if ! grep -qE "$outcome" "$report/$1.txt" && [ -e "$scratch/failures" ]; then
+    cat "$scratch/failures" >>"$report/$1.txt"
   fi
-  quote "^(FAILED|ERROR) |$outcome" "$1" 21
+  quote "$1" "^(FAILED|ERROR) |$outcome" 21
 }
 
-only_gpu=(gpu/test_cuda.py gpu/test_cuda_algorithms.py gpu/test_cuda_graphs.py)
-step tests_gpu "${in_shell[@]}" run_tests "${only_gpu[@]}"
-conclude_tests "$out/tests_gpu.txt"
+sanitize() {
+  step sanitizer run_sanitizer "$@"
+  quote sanitizer '^(mem|race|sync|init)check: |SUMMARY|inputs, all' 12
+}
 
-step tests "${in_shell[@]}" run_tests "${only_gpu[@]/#/--ignore=}" \
-  '--ignore-glob=*/test_cudasim*' --ignore=gpu/test_nvcc.py
-conclude_tests "$out/tests.txt"
+compare_algorithms() {
+  step algorithms run_algorithms --json "$report/algorithms.json" "$@"
+  quote algorithms '^The planner chose' 1
+}
 
-step sanitizer "${in_shell[@]}" run_sanitizer
-for tool in memcheck racecheck synccheck initcheck; do
-  if [ -e "$scratch/$tool" ]; then
-    printf '\n--- %s\n' "$tool" >>"$out/sanitizer.txt"
-    head -c 500000 "$scratch/$tool" >>"$out/sanitizer.txt"
-  fi
-done
-quote '^(mem|race|sync|init)check: |SUMMARY|inputs, all' "$out/sanitizer.txt" 12
+time_kernels() {
+  step kernels run_kernels "$@"
+  quote kernels '^(pass|forward|backward|eval) +[a-z+]+ +[a-z]+[0-9]* +(layout|contiguous|channels_last) |not timed' 40
+}
 
-step benchmark "${in_shell[@]}" run_benchmark "$out/rows.json"
-quote '^(pass|forward|backward|eval) +[a-z+]+ +[a-z]+[0-9]* +(layout|contiguous|channels_last) |not timed' \
-  "$out/benchmark.txt" 40
+say "fastbn ${FASTBN_COMMIT:-of an unknown commit}, $call, $(date --utc '+%F %R UTC')"
+step environment describe_environment
+quote environment 'compute capability|^torch |release |^NVIDIA .*MiB' 4
+step build build_in_place
+list_spills "$report/build.txt"
+quote build ' (ok|WRONG)$|[Ee]rror' 10
 
-step algorithms "${in_shell[@]}" run_algorithms "$out/algorithms.json"
-quote '^The planner chose' "$out/algorithms.txt" 1
+case $call in
+  smoke)
+    step smoke run_smoke
+    quote smoke . 20
+    if [ -e "$scratch/no_persistent" ]; then
+      export FASTBN_CUDA_ALGORITHM=two_pass
+      say "PERSISTENT KERNELS FAIL: from here on, and for later calls, FASTBN_CUDA_ALGORITHM=two_pass"
+    else
+      compare_algorithms --quick
+      step counters run_counters
+    fi
+    step pieces run_pieces
+    quote pieces . 20
+    time_kernels bfloat16
+    ;;
+  verify)
+    only_gpu=(gpu/test_cuda.py gpu/test_cuda_algorithms.py gpu/test_cuda_graphs.py)
+    step tests_gpu run_tests "${only_gpu[@]}"
+    conclude_tests tests_gpu
+    step tests run_tests "${only_gpu[@]/#/--ignore=}" '--ignore-glob=*/test_cudasim*' \
+      --ignore=gpu/test_nvcc.py --ignore=gpu/test_launch.py
+    conclude_tests tests
+    sanitize memcheck synccheck
+    ;;
+  measure)
+    compare_algorithms
+    time_kernels bfloat16 float16 float32
+    sanitize racecheck initcheck
+    ;;
+esac
 
 if [ "$failed" -eq 0 ]; then verdict="all steps ok"; else verdict="SOME STEPS FAILED"; fi
 say "$verdict, $SECONDS s; see $out"

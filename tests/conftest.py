@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: computes on a GPU")
     config.addinivalue_line("markers", "exhaustive: runs with --all")
+    config.addinivalue_line("markers", "xdist_group: by one worker of pytest-xdist")
     use_full_products(config.getoption("--all"))
 
 

@@ -390,6 +390,7 @@ HUGE = {
 }
 
 
+@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("kind", HUGE)
 def test_more_elements_than_32_bits_count(kind: str, memory_for: Callable[[float], None]) -> None:
     """Every element of y and dx, against float64 on the GPU."""
@@ -439,6 +440,7 @@ def assert_rounded(actual: Tensor, exact: Tensor) -> None:
     assert bool(((actual.double() - exact).abs() <= allowed).all())
 
 
+@pytest.mark.xdist_group("large")
 def test_strides_past_32_bits(memory_for: Callable[[float], None]) -> None:
     memory_for(6)
     memory = torch.empty(2**31 + 2**16, dtype=torch.bfloat16, device=GPU)

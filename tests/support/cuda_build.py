@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-TORCH = "2.11.0"
+TORCH = os.environ.get("FASTBN_CARRY_TORCH", "2.11.0")
 ARCHITECTURES = "9.0"
 # For the environment while it is made; it keeps half of that.
 FREE_GIGABYTES = 10
@@ -105,6 +105,12 @@ def environment() -> Path | None:
         sys.exit(f"the index gave another torch than {TORCH} for CUDA; see {folder}")
     finished.touch()
     return python
+
+
+def commit() -> str:
+    """Of the sources, as the build record and ``gpu_report.sh`` have it."""
+    git = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def did_not_run(reason: str) -> None:
