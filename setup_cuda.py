@@ -76,7 +76,7 @@ def packages(cuda: str) -> Iterator[Path]:
 
 
 def candidates(cuda: str) -> Iterator[Path]:
-    """Where nvcc may be: where the user says or, unless he does, in order of preference."""
+    """Where nvcc may be: where the user says or, otherwise, in order of preference."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(variable):
             yield Path(os.environ[variable]) / "bin" / "nvcc"
@@ -167,10 +167,17 @@ def find(torch: str, cuda: str | None) -> Toolkit:
             "toolkit of the same major version"
         )
     places = list(candidates(cuda))
+    unfit = None
     for nvcc in places:
-        toolkit = ask(nvcc, cuda)
+        try:
+            toolkit = ask(nvcc, cuda)
+        except NoToolkitError as reason:
+            unfit = unfit or reason  # another one may do
+            continue
         if toolkit:
             return toolkit
+    if unfit:
+        raise unfit
     major = cuda.partition(".")[0]
     raise NoToolkitError(
         f"there is no nvcc that answers at {' or '.join(map(str, places))}, and torch {torch} is "

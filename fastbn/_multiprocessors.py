@@ -54,7 +54,11 @@ def free_multiprocessors() -> int:
 
 
 def leave_multiprocessors_free() -> None:
-    """Tells the CUDA backend of a change; called before every operation, and when one is traced."""
+    """Tells the CUDA backend of a change.
+
+    Called before every eager operation, and when one is traced: a graph that was compiled before
+    torch.distributed was initialized, or an operator called by its own name, does not ask again.
+    """
     global _told
     free = free_multiprocessors()
     if free != _told:

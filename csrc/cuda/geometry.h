@@ -151,8 +151,8 @@ struct Geometry {
 constexpr int kStageBarriers = 2;
 constexpr int kBarrierBytes = 8;
 
-// Vectors that a thread takes from shared memory at once, over all tensors it reads: enough for 16
-// warps to hide the latency, and tiles of no more are small.
+// Vectors that a thread takes from shared memory at once, over all tensors it reads: enough for
+// the warps of a block to hide the latency, and tiles of no more are small.
 constexpr int kSmemVectors = 2;
 
 // A block's shared memory begins with kCoefficients of each of its channels; then comes scratch to
@@ -190,8 +190,8 @@ struct alignas(256) Counters {
   unsigned barriers[kMaxCtaGroups];  // see GridBarrier in primitives/group_reduce.cuh
 };
 
-// Device memory of a call: counters, per-channel results of the splits, and what the first kernel
-// leaves to the second.
+// What blocks and kernels of a call pass on: counters, which are those of its stream, per-channel
+// results of the splits, and what the first kernel leaves to the second.
 struct Workspace {
   Counters* counters = nullptr;
   void* partials = nullptr;      // of acc_t: [field][split][channel]; persistent: see GroupPartials

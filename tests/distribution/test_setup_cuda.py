@@ -90,6 +90,14 @@ def test_user_has_the_first_say(
     assert setup_cuda.find(TORCH, CUDA) == setup_cuda.Toolkit(chosen, "13.1")
 
 
+def test_what_does_not_do_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old toolkit on the path, and the right one where installers put it."""
+    old, right = toolkit(tmp_path / "old", "11.8"), toolkit(tmp_path / "right")
+    monkeypatch.setenv("PATH", f"{old}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(setup_cuda, "USUAL", right)
+    assert setup_cuda.find(TORCH, CUDA) == setup_cuda.Toolkit(right, CUDA)
+
+
 def test_user_may_name_the_folder_of_a_wrapper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

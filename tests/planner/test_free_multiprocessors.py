@@ -97,6 +97,8 @@ def test_without_room_there_is_no_grid(free: int, monkeypatch: pytest.MonkeyPatc
         plan = fastbn.plan(**question, device="h200")
         assert plan.algorithm != "persistent_grid"
         assert "persistent_grid" not in dict(plan.considered)
+        with pytest.raises(ValueError, match="FASTBN_CUDA_FREE_SMS leaves it none of the 132"):
+            fastbn.plan(**question, device="h200", algorithm="persistent_grid")
 
 
 def test_other_plans_leave_nothing_and_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

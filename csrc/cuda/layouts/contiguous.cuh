@@ -32,7 +32,7 @@ class Contiguous : public SingleChannel<scalar_t> {
   FASTBN_DEVICE void for_each(const Range& range, Step& step) const {
     const int threads = geometry_.threads;
     const int thread = gpu::thread_index();
-    if (!Base::active() || thread >= range.count()) return;
+    if (thread >= range.count()) return;
     const Place first = place_of(kReverse ? range.end - 1 - thread : range.begin + thread);
     if (problem_.spatial % kWidth == 0) {
       WholeVectors<kReverse> vectors(*this, first);
@@ -115,8 +115,8 @@ class Contiguous : public SingleChannel<scalar_t> {
           in_segment_(first.in_segment) {
       const auto sample = static_cast<uint32_t>(mapping.problem_.channels) * segment_;
       const auto samples = static_cast<uint32_t>(mapping.geometry_.thread_step.samples);
-      number_ = static_cast<uint32_t>(first.sample) * sample + mapping.channel_ * segment_ +
-                first.in_segment;
+      number_ = static_cast<uint32_t>(first.sample) * sample +
+                static_cast<uint32_t>(mapping.channel_) * segment_ + first.in_segment;
       numbers_further_ = samples * sample + step_;
       between_segments_ = sample - segment_;
     }

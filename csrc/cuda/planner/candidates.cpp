@@ -375,6 +375,11 @@ std::string why_not(const Request& request, const Device& device, Algorithm algo
   if (algorithm == Algorithm::kPersistentGrid && !device.cooperative) {
     return "it takes launches whose blocks all live at once, and " + device.name + " has none";
   }
+  if (algorithm == Algorithm::kPersistentGrid &&
+      request.free_multiprocessors >= device.multiprocessors) {
+    return "FASTBN_CUDA_FREE_SMS leaves it none of the " + std::to_string(device.multiprocessors) +
+           " multiprocessors";
+  }
   return "too little of a channel's elements finds room in the shared memory of the blocks that " +
          device.name + " can let work on it together";
 }

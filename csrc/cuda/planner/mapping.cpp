@@ -18,8 +18,8 @@ constexpr int kMaxRowVectors = 128;
 // Vectors of an activation, which are numbered in 32 bits: 64 GiB of them, or 4 Gi elements where
 // those are taken one by one.
 constexpr int64_t kMaxVectors = int64_t{1} << 32;
-// Those of a segment and of a step further are counted in 31 bits.
-constexpr int64_t kMaxSegmentVectors = (int64_t{1} << 31) - kMaxThreads;
+// Those of a segment, of the next one and of a step further are counted in 31 bits.
+constexpr int64_t kMaxSegmentVectors = (int64_t{1} << 30) - kMaxThreads;
 
 FastDivmod fast_divmod(uint32_t divisor) {
   FastDivmod by;

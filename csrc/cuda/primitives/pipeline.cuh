@@ -5,7 +5,8 @@
 // following ones are on their way to all stages that are free.
 //
 // In bulk, a producer warp waits for consumers stage by stage, and they never for each other.
-// Vector by vector, a thread copies just what it reads itself, and waits for nobody.
+// Vector by vector, a thread fills a stage with just what it reads itself, without waiting for
+// others.
 #pragma once
 
 #include "../gpu/bulk_store.cuh"

@@ -227,11 +227,11 @@ FASTBN_DEVICE void take_rest(int left, int threads, const Take& take) {
 }
 
 // Takes vectors in turn with other threads: of `left` that are left the first is this thread's, and
-// so is every one that is `threads` further. Calls take(VectorCount):
-// kVectors as long as there are as many, then its halves, so that few loads are waited for one
-// after another.
+// so is every one that is `threads` further. Calls take(VectorCount): kVectors, a power of two, as
+// long as there are as many, then its halves, so that few loads are waited for one after another.
 template <int kVectors, typename Take>
 FASTBN_DEVICE void take_turns(int left, int threads, const Take& take) {
+  static_assert((kVectors & (kVectors - 1)) == 0);
 #pragma unroll 1
   for (; left > (kVectors - 1) * threads; left -= kVectors * threads) {
     take(VectorCount<kVectors>());
