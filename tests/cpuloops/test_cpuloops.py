@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 SIMD = HERE.parents[1] / "csrc" / "cpu" / "simd"
 LOOPS = [SIMD / "dispatch.cpp", *sorted((SIMD / "targets").glob("*.cpp"))]
+CHECKS = sorted(HERE.glob("*.cpp"))
 
 FUNCTIONS = [
     "moments",
@@ -58,9 +59,11 @@ class Build:
         """Returns the command of the test."""
         compiler = [_first(self.compilers), "-std=c++17", "-w"]
         emulator = [_first(self.emulators)] if self.emulators else []
-        main, program = folder / "main.o", folder / "cpuloops"
-        _succeed([*compiler, "-O1", "-c", HERE / "main.cpp", "-o", main])
-        _succeed([*compiler, *self.flags, main, *LOOPS, "-o", program])
+        objects = [folder / f"{source.stem}.o" for source in CHECKS]
+        for source, compiled in zip(CHECKS, objects, strict=True):
+            _succeed([*compiler, "-O1", "-c", source, "-o", compiled])
+        program = folder / "cpuloops"
+        _succeed([*compiler, *self.flags, *objects, *LOOPS, "-o", program])
         return [*emulator, str(program)]
 
 
