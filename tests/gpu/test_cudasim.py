@@ -287,7 +287,7 @@ FAULTS = {
         "primitives/block_reduce.cuh",
         "scratch[(row - 1) * columns + column] = value;\n    gpu::sync_block();",
         "scratch[(row - 1) * columns + column] = value;",
-        ["--shape", "4,8,16,16"],
+        ["--shape", "4,8,16,16", "--algorithm", "one_block"],
         "instead of",
     ),
     "out-of-bounds-read": (
