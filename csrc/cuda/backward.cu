@@ -26,7 +26,8 @@ void backward(const Backward& op, const Plan& plan, const Workspace& workspace, 
     }
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
-        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, workspace);
+        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, workspace,
+               launch.tile_maps(inputs(op), op.dx));
         return;
       }
       throw not_persistent(plan);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Launches a planned operation. `stream` is a cudaStream_t; `workspace` is what the plan asks for.
-// Throws std::runtime_error, naming kernel, shape and plan, if a launch fails.
+// Throws std::runtime_error, naming shape and plan, if a launch fails or a tensor map is not to be
+// had.
 #pragma once
 
 #include "../core/problem.h"

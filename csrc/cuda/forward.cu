@@ -24,7 +24,8 @@ void training_forward(const TrainingForward& op, const Plan& plan, const Workspa
     }
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
-        launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, workspace);
+        launch("persistent_forward", persistent_forward<Mapping>, op, plan.geometry, workspace,
+               launch.tile_maps(inputs(op), op.y));
         return;
       }
       throw not_persistent(plan);

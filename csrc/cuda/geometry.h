@@ -90,21 +90,29 @@ enum class CtaGroup : int8_t {
   kGrid,     // by global memory; all groups of the launch live at once
 };
 
+// How tiles get to shared memory, and results from there.
+enum class TileCopies : int8_t {
+  kVectors,  // vector by vector, by the threads that take them
+  kSpans,    // by the copy engine, span by span of adjacent elements
+  kBoxes,    // by the copy engine, as boxes of the matrix, whose rows are short and far apart
+};
+
 // What a block keeps in shared memory between reducing and applying: the first rows of its split,
-// in tiles of equally many. Tiles pass through a pipeline of stages: one is copied to a stage,
-// stays there until it has been applied, and makes way for a tile of the next channel tile. Rows
-// beyond the last tile are read twice.
+// in tiles of equally many or one fewer. Tiles pass through a pipeline of stages: one is copied to
+// a stage, stays there until it has been applied, and makes way for a tile of the next channel
+// tile. Rows beyond the last tile are read twice.
 //
 // Where the copy engine moves tiles, the block's last warp is a producer: it takes no elements, and
-// has the engine fill stages and store what the other threads, the consumers, have left there.
+// has the engine fill stages and store what the other threads, the consumers, have left there. A
+// box never reaches beyond its tile: what is stored by it is not another block's.
 struct Persistence {
   CtaGroup cta_group = CtaGroup::kBlock;
-  int32_t cta_groups = 0;       // block = group * splits + split; channel tiles go round the groups
-  int32_t tile_extent = 0;      // rows or vectors of a tile
-  int32_t tiles = 0;            // of a split
-  int32_t stages = 0;           // as many as tiles, or more
-  bool bulk_copies = false;     // by the copy engine, span by span; otherwise vector by vector, by
-                                // the threads that take them
+  int32_t cta_groups = 0;   // block = group * splits + split; channel tiles go round the groups
+  int32_t tile_extent = 0;  // rows or vectors of a tile, the last ones of a split have one fewer
+  int32_t tiles = 0;        // of a split
+  int32_t stages = 0;       // as many as tiles, or more
+  TileCopies copies = TileCopies::kVectors;
+  int32_t box_rows = 0;         // kBoxes: that every tile has; some have one more
   int32_t partials_offset = 0;  // where things lie in shared memory, in bytes: a cluster's partial
                                 // results, with a barrier for each phase in front,
   int32_t barriers_offset = 0;  // barriers of each stage,

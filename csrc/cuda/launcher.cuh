@@ -7,11 +7,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "gpu/encode_tensor_map.cuh"
 #include "gpu/launch.cuh"
 #include "layouts/contiguous.cuh"
 #include "layouts/generic.cuh"
 #include "layouts/matrix_columns.cuh"
 #include "planner/plan.h"
+#include "primitives/pipeline.cuh"
 
 namespace fastbn::cuda {
 
@@ -67,6 +69,16 @@ class Launcher {
     launch(name, plan_.overlap_launches, kernel, arguments...);
   }
 
+  // The boxes of what a persistent kernel reads and writes, if its plan has any.
+  template <int kTensors>
+  TileMaps<kTensors> tile_maps(const Inputs<kTensors>& in, const OutputActivation& out) const {
+    TileMaps<kTensors> maps = {};
+    if (plan_.geometry.persistence.copies != TileCopies::kBoxes) return maps;
+    for (int i = 0; i < kTensors; ++i) encode(in.tensors[i]->data, &maps.in[i]);
+    encode(out.data, &maps.out);
+    return maps;
+  }
+
  private:
   template <typename... Parameters>
   void launch(const char* name, bool overlaps_previous, void (*kernel)(Parameters...),
@@ -76,9 +88,26 @@ class Launcher {
     shape.cluster_blocks = plan_.cluster;
     shape.cooperative = plan_.algorithm == Algorithm::kPersistentGrid;
     const char* error = gpu::launch(stream_, shape, kernel, arguments...);
-    if (error == nullptr) return;
-    throw std::runtime_error("fastbn: launching " + std::string(name) + " for " +
-                             describe(problem_, plan_) + " failed: " + error);
+    if (error != nullptr) fail("launching " + std::string(name), error);
+  }
+
+  void encode(const void* data, gpu::TensorMap* map) const {
+    const Geometry& g = plan_.geometry;
+    gpu::TensorMapShape shape;
+    shape.data = data;
+    shape.element_bytes = kVectorBytes / g.width;
+    shape.rows = g.extent;
+    shape.columns = g.row_vectors * g.width;
+    shape.row_bytes = g.row_vectors * kVectorBytes;
+    shape.box_rows = g.persistence.box_rows;
+    shape.box_columns = g.vectors * g.width;
+    const char* error = gpu::encode_tensor_map(shape, map);
+    if (error != nullptr) fail("encoding a tensor map", error);
+  }
+
+  [[noreturn]] void fail(const std::string& what, const char* error) const {
+    throw std::runtime_error("fastbn: " + what + " for " + describe(problem_, plan_) +
+                             " failed: " + error);
   }
 
   const Problem& problem_;

@@ -48,7 +48,7 @@ class Report:
             `cooperative` and `overlaps_previous` ones.
         activations: `read_bytes`, `written_bytes`, histograms of the sizes of `loads` and
             `stores`, `bulk_copies` and their `bulk_bytes`, `bulk_stores` and their
-            `bulk_stored_bytes`, of x, y, dy and dx.
+            `bulk_stored_bytes`, and among these `box_copies` and `box_stores`, of x, y, dy and dx.
         vectors: the same of values per channel.
         workspace: the same of what passes between blocks and kernels.
         allocations: bytes of each block of memory that calls asked for.

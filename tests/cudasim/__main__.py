@@ -93,8 +93,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "schedules": options.seeds,
         "schedules_differ": verdict.schedules_differ,
         "access_sizes": {key: _histogram(parts, key) for key in ("loads", "stores")},
-        "bulk_copies": report.activations["bulk_copies"],
-        "bulk_stores": report.activations["bulk_stores"],
+        **{
+            f"{part}_{moves}": report.activations[f"{part}_{moves}"]
+            for part in ("bulk", "box")
+            for moves in ("copies", "stores")
+        },
         "cluster": [launch["cluster"] for launch in report.launches],
         "barriers": [launch["barriers"] for launch in report.launches],
         "cluster_barriers": [launch["cluster_barriers"] for launch in report.launches],

@@ -182,6 +182,7 @@ std::string json(const Traffic& traffic) {
   text << "{\"read_bytes\": " << traffic.read_bytes()
        << ", \"written_bytes\": " << traffic.written_bytes()
        << ", \"loads\": " << json(traffic.loads) << ", \"stores\": " << json(traffic.stores)
+       << ", \"box_copies\": " << traffic.box_copies << ", \"box_stores\": " << traffic.box_stores
        << ", \"bulk_copies\": " << traffic.bulk_copies << ", \"bulk_bytes\": " << traffic.bulk_bytes
        << ", \"bulk_stores\": " << traffic.bulk_stores
        << ", \"bulk_stored_bytes\": " << traffic.bulk_stored_bytes

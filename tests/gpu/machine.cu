@@ -56,6 +56,7 @@ FASTBN_KERNEL(128, 1) peer_stores(const int rank, const int parity) {
 FASTBN_KERNEL(128, 1) boxes(FASTBN_PARAMETER TensorMap map, const int column, const int row) {
   auto* barrier = static_cast<CopyBarrier*>(shared_memory());
   bulk_copy_2d(barrier + 16, &map, column, row, barrier);
+  bulk_store_2d(&map, column, row, barrier + 16);
 }
 
 const char* encode(const TensorMapShape& shape, TensorMap* map) {

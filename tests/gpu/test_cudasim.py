@@ -273,6 +273,10 @@ def test_simulator_tests_itself(sanitize: bool, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# A call that moves tiles as boxes: some have a row more, and some columns beyond the matrix.
+BOXES = ["--shape", "6,200,9,9", "--layout", "channels_last", "--algorithm", "persistent_grid"]
+BOXES += ["--multiprocessors", "8"]
+
 # For each planted fault the file, the text it replaces and what replaces it, a call that meets it,
 # and what is said of it; None where nothing is wrong but that schedules differ.
 FAULTS = {
@@ -389,6 +393,34 @@ FAULTS = {
         "",
         ["--shape", "16,64,32,32", "--algorithm", "persistent_block", "--multiprocessors", "4"],
         "which a bulk store may still be reading",
+    ),
+    "box-that-reaches-beyond-its-tile": (
+        "launcher.cuh",
+        "shape.box_rows = g.persistence.box_rows;",
+        "shape.box_rows = g.persistence.tile_extent;",
+        BOXES,
+        "which an asynchronous copy may still be writing",
+    ),
+    "box-that-the-driver-refuses": (
+        "launcher.cuh",
+        "shape.box_rows = g.persistence.box_rows;",
+        "shape.box_rows = 0;",
+        BOXES,
+        "fastbn: encoding a tensor map for N=6, C=200, S=81 float16 channels_last (plan: ",
+    ),
+    "row-beyond-the-box-forgotten": (
+        "primitives/pipeline.cuh",
+        "return {tile.begin + box_rows, tile.end};",
+        "return {tile.begin + box_rows, tile.begin + box_rows};",
+        BOXES,
+        "elements are off",
+    ),
+    "box-expected-without-what-is-outside-the-matrix": (
+        "primitives/pipeline.cuh",
+        "gpu::expect_bytes(landed, kTensors * (box + mapping.bulk_bytes(spans)));",
+        "gpu::expect_bytes(landed, kTensors * mapping.bulk_bytes(range));",
+        BOXES,
+        "which misses 0 of 1 arrivals and -",
     ),
     "barrier-with-one-block-too-few": (
         "primitives/group_reduce.cuh",

@@ -209,6 +209,7 @@ def test_traffic(op: str, input_: tuple[str, str, str], dtype: str) -> None:
     [
         ((8, 64, 28, 28), "contiguous", True),
         ((8, 64, 14, 14), "contiguous", True),
+        # Rows of 64 bytes.
         ((8, 64, 28, 28), "channels_last", False),
         # All channels in one tile, whose rows lie one after another.
         ((4, 32, 16, 16), "channels_last", True),
@@ -228,6 +229,34 @@ def test_runs_are_copied_in_bulk(shape: tuple[int, ...], layout: str, in_bulk: b
     else:
         assert activations["bulk_copies"] == 0
         assert set(activations["loads"]) == {"16"}
+
+
+@pytest.mark.parametrize(
+    ("op", "algorithm", "shape", "dtype"),
+    [
+        ("forward", "persistent_grid", (6, 200, 9, 9), torch.bfloat16),
+        ("backward", "persistent_cluster", (4, 44, 7, 7), torch.float32),
+    ],
+    ids=str,
+)
+def test_short_rows_are_copied_in_boxes(
+    op: str, algorithm: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """A box to a tile, and a row that some tiles have more; each byte once.
+
+    The last box of a row reaches beyond the matrix.
+    """
+    verdict = run(op, shape, "channels_last", dtype, algorithm=algorithm)
+    assert_right(verdict)
+    activations = verdict.report.activations
+    tensors = 2 if op == "backward" else 1
+    size = torch.Size(shape).numel() * dtype.itemsize
+    assert activations["read_bytes"] == activations["bulk_bytes"] == tensors * size
+    assert activations["written_bytes"] == activations["bulk_stored_bytes"] == size
+    boxes = activations["box_stores"]
+    assert boxes > 0
+    assert activations["box_copies"] == tensors * boxes
+    assert boxes < activations["bulk_stores"] <= 2 * boxes
 
 
 AUTO = [

@@ -188,12 +188,15 @@ def test_machine_code_has_no_local_memory(code: dict[Name, list[sass.Block]]) ->
 
 
 def test_persistent_kernels_use_what_hopper_has(code: dict[Name, list[sass.Block]]) -> None:
-    """Copies in bulk and by vectors, barriers that wait for them and those of clusters."""
+    """Copies in bulk, of boxes and by vectors, barriers that wait for them and of clusters."""
     kernels = {name: blocks for name, blocks in code.items() if name.kernel in PERSISTENT}
     assert len(kernels) == 2 * 2 * len(nvcc.SIZES)
     for name, blocks in kernels.items():
         tensors = KERNELS[name.kernel].tensors
         assert count(blocks, "UBLKCP") >= tensors, name
+        # Boxes are of a matrix. One instruction may be all of a loop over the tensors.
+        boxes = (count(blocks, "UTMALDG", ".2D"), count(blocks, "UTMASTG", ".2D"))
+        assert all(boxes) == any(boxes) == (name.mapping == "MatrixColumns"), name
         assert count(blocks, "LDGSTS", ".128") >= tensors, name
         assert count(blocks, "SYNCS", ".TRYWAIT") >= 1, name
         assert count(blocks, "UCGABAR_WAIT") >= 1, name

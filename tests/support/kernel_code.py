@@ -190,6 +190,8 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
                 " ".join(f"{loop.instructions:.1f}" for loop in hot if loop.source == "memory"),
                 " ".join(f"{loop.instructions:.1f}" for loop in hot if loop.source != "memory"),
                 count(blocks, "UBLKCP"),
+                count(blocks, "UTMALDG"),
+                count(blocks, "UTMASTG"),
                 count(blocks, "LDGSTS"),
                 sum(block.count("LDS", vector) for block in blocks if block.in_loop),
                 sum(len(block.instructions) for block in blocks),
@@ -198,7 +200,14 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
     title = f"loops over vectors in the machine code of {nvcc.DISASSEMBLED}; instructions are those"
     title += " of a warp for a vector of each activation"
     columns = ["128-bit loads in flight", "stores", "instructions", "instructions in shared memory"]
-    columns += ["bulk copies", "vector copies", "128-bit loads of shared memory", "in the kernel"]
+    columns += [
+        "bulk copies",
+        "box copies",
+        "box stores",
+        "vector copies",
+        "128-bit loads of shared memory",
+        "in the kernel",
+    ]
     return f"{title}\n\n{tabulate(rows, ['kernel', *columns], disable_numparse=True)}"
 
 

@@ -57,10 +57,9 @@ FASTBN_DEVICE void apply_split(const Mapping& mapping, const Geometry& geometry,
     pipeline.producer_store(mapping, to);
   } else {
     apply(mapping, pipeline.rest(), step);
-    const bool in_place = geometry.persistence.bulk_copies;
 #pragma unroll 1
     for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
-      if (in_place) {
+      if (pipeline.is_in_bulk()) {
         step_in_smem<true>(mapping, pipeline, tile, step);
         pipeline.consumer_release(tile);
       } else {
@@ -88,14 +87,15 @@ FASTBN_DEVICE void prefetch_next(const Mapping& mapping, const Problem& problem,
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
-                   FASTBN_PARAMETER Workspace workspace) {
+                   FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER TileMaps<1> maps) {
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op.running);
   const int cta_group = gpu::block_index() / geometry.splits;
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, kForwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op));
+  Pipeline<Mapping, kForwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op),
+                                             maps);
   begin_group_reduce(geometry);
   int round = 0;
 #pragma unroll 1
@@ -141,13 +141,14 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
-                    FASTBN_PARAMETER Workspace workspace) {
+                    FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER TileMaps<2> maps) {
   using acc_t = typename Mapping::acc_t;
   const int cta_group = gpu::block_index() / geometry.splits;
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, kBackwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op));
+  Pipeline<Mapping, kBackwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op),
+                                              maps);
   begin_group_reduce(geometry);
   int round = 0;
 #pragma unroll 1

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Copies of boxes of a matrix from global to shared memory, from 9.0 on: one instruction copies
-// what may be many short pieces of rows. The matrix and the size of its boxes are encoded on the
-// host, by encode_tensor_map.cuh.
+// Copies of boxes of a matrix from global to shared memory, and stores of them, from 9.0 on: one
+// instruction moves what may be many short pieces of rows. The matrix and the size of its boxes are
+// encoded on the host, by encode_tensor_map.cuh.
 #pragma once
 
 #include "copy_barrier.cuh"
@@ -34,6 +34,19 @@ FASTBN_DEVICE void bulk_copy_2d([[maybe_unused]] void* shared,
 #endif
       "[%1, {%2, %3}], [%4];" ::"r"(detail::shared_address(shared)),
       "l"(map), "r"(column), "r"(row), "r"(detail::shared_address(barrier))
+      : "memory");
+#endif
+}
+
+// Starts to store the box whose first element is at `column` and `row` from a multiple of 128, row
+// by row. Elements of it that are not in the matrix are left out. It belongs to a group of bulk
+// stores; see bulk_store.cuh.
+FASTBN_DEVICE void bulk_store_2d([[maybe_unused]] const TensorMap* map, [[maybe_unused]] int column,
+                                 [[maybe_unused]] int row, [[maybe_unused]] const void* shared) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+      "r"(column), "r"(row), "r"(detail::shared_address(shared))
       : "memory");
 #endif
 }

@@ -19,6 +19,7 @@ class Contiguous : public SingleChannel<scalar_t> {
 
  public:
   static constexpr bool kPersistent = true;
+  static constexpr bool kHasBoxes = false;
   static constexpr Occupancy kOccupancy = kContiguousOccupancy;
 
   using Base::Base;

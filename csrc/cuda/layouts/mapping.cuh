@@ -25,6 +25,8 @@
 //                                 place of the first activation: kInPlace
 //   bulk_spans(range), bulk_span(range, i), bulk_bytes(range)
 //                                 the adjacent elements that a range consists of
+//   kHasBoxes                     whether a tile may begin with a box of a matrix, and if so
+//   box_column(), box_bytes()     its first column, and its bytes in a tile, 0 if it is not there
 //
 // A Step (a class of steps/) is called with thread tiles and does its part of batch norm on them:
 // kTensors is the number of activations that it reads.

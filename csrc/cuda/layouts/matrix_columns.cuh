@@ -22,6 +22,7 @@ class MatrixColumns {
   using acc_t = acc_type<scalar_t>;
   static constexpr int kLanes = kWidth;
   static constexpr bool kPersistent = kWidth * sizeof(scalar_t) == kVectorBytes;
+  static constexpr bool kHasBoxes = true;
   static constexpr Occupancy kOccupancy = kMatrixColumnsOccupancy;
 
   // Keeps references: parameters of the kernel cost no registers.
@@ -118,6 +119,12 @@ class MatrixColumns {
   FASTBN_DEVICE int bulk_bytes(const Range& range) const {
     const int spans = bulk_spans(range);
     return spans == 0 ? 0 : spans * bulk_span(range, 0).bytes;
+  }
+
+  // A box has as many columns of the last channel tile as of others, some beyond the matrix.
+  FASTBN_DEVICE int box_column() const { return static_cast<int>(first_vector() * kWidth); }
+  FASTBN_DEVICE int box_bytes() const {
+    return geometry_.persistence.box_rows * geometry_.vectors * kVectorBytes;
   }
 
  private:

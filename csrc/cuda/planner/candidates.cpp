@@ -229,9 +229,8 @@ class PersistentPlanner {
     const int64_t rounds = ceil_divide(geometry.channel_tiles, at_once);
     persistence.cta_groups = static_cast<int>(ceil_divide(geometry.channel_tiles, rounds));
     const int64_t split_extent = ceil_divide(geometry.extent, blocks);
-    persistence.bulk_copies =
-        device_.copy_engine && contiguous_bytes(problem_, geometry) >= kMinBulkBytes;
-    const int producers = persistence.bulk_copies ? kWarpThreads : 0;
+    persistence.copies = tile_copies(geometry);
+    const int producers = persistence.copies == TileCopies::kVectors ? 0 : kWarpThreads;
     const int most = kMaxThreads * kPersistentBlocks / together - producers;
     if (most < geometry.vectors || most < geometry.tile_channels) return;
     geometry.threads = count_threads(geometry, split_extent, most);
@@ -249,11 +248,23 @@ class PersistentPlanner {
     consider(plan);
   }
 
+  TileCopies tile_copies(const Geometry& geometry) const {
+    if (!device_.copy_engine) return TileCopies::kVectors;
+    const bool rows_are_apart =
+        geometry.mapping == Mapping::kMatrixColumns && geometry.channel_tiles > 1;
+    if (rows_are_apart && row_bytes(problem_, geometry) >= kMinBoxRowBytes &&
+        geometry.vectors * geometry.width <= kMaxBoxSide) {
+      return TileCopies::kBoxes;
+    }
+    return contiguous_bytes(problem_, geometry) >= kMinSpanBytes ? TileCopies::kSpans
+                                                                 : TileCopies::kVectors;
+  }
+
   // Places everything in shared memory, with as many tiles of a split as there is room for. False
   // if those are few.
   bool fill_shared_memory(Geometry& geometry, Plan& plan, int64_t split_extent,
                           int64_t rounds) const {
-    constexpr int64_t kAlignment = 128;
+    constexpr int64_t kAlignment = 128;  // that boxes want
     Persistence& persistence = geometry.persistence;
     const int acc = accumulate_bytes(problem_);
     const int64_t room = std::min(
@@ -271,14 +282,16 @@ class PersistentPlanner {
     persistence.barriers_offset =
         static_cast<int>(round_up(persistence.partials_offset + partials, kVectorBytes));
 
-    // A tile is a round of the block's threads, and all tiles have evenly many rows or vectors.
+    // A tile is a round of the block's threads, and all tiles have evenly many rows or vectors: in
+    // any split tile_extent or one fewer.
     const int64_t row = geometry.mapping == Mapping::kMatrixColumns ? row_bytes(problem_, geometry)
                                                                     : int64_t{kVectorBytes};
     const int64_t round_extent =
         std::max<int64_t>(1, geometry.threads * kSmemVectors / tensors_ * kVectorBytes / row);
     const int64_t tiles = ceil_divide(split_extent, round_extent);
     const int64_t tile_extent = ceil_divide(split_extent, tiles);
-    const int64_t tile_bytes = tile_extent * row;
+    const bool boxes = persistence.copies == TileCopies::kBoxes;
+    const int64_t tile_bytes = round_up(tile_extent * row, boxes ? kAlignment : kVectorBytes);
     const int64_t stage_bytes = tensors_ * tile_bytes;
     const int64_t max_stages = (room - persistence.barriers_offset - kAlignment) /
                                (stage_bytes + kStageBarriers * kBarrierBytes);
@@ -290,6 +303,10 @@ class PersistentPlanner {
     persistence.tile_extent = static_cast<int>(tile_extent);
     persistence.tiles = static_cast<int>(in_smem);
     persistence.stages = static_cast<int>(stages);
+    if (boxes) {
+      const bool are_all_whole = in_smem * tile_extent <= geometry.extent / geometry.splits;
+      persistence.box_rows = persistence.tile_extent - (are_all_whole ? 0 : 1);
+    }
     persistence.tile_bytes = static_cast<int>(tile_bytes);
     persistence.stages_offset = static_cast<int>(round_up(
         persistence.barriers_offset + stages * kStageBarriers * kBarrierBytes, kAlignment));
@@ -328,8 +345,12 @@ class PersistentPlanner {
     return request_.operation == Operation::kForward ? kMomentsNumbers : kGradSumsNumbers;
   }
 
-  // Copies of fewer bytes would keep the copy engine busier than threads.
-  static constexpr int64_t kMinBulkBytes = 512;
+  // Spans of fewer bytes, or boxes of shorter rows, would keep the copy engine busier than threads.
+  static constexpr int64_t kMinSpanBytes = 512;
+  static constexpr int64_t kMinBoxRowBytes = 128;
+  // Rows or columns of a box at most. Tiles do not have more rows.
+  static constexpr int kMaxBoxSide = 256;
+  static_assert(kMaxThreads * kSmemVectors * kVectorBytes / kMinBoxRowBytes <= kMaxBoxSide);
 
   const Request& request_;
   const Problem& problem_;

@@ -4,16 +4,25 @@
 // tile after another. While the block works on the tiles of one channel tile, copies of the
 // following ones are on their way to all stages that are free.
 //
-// In bulk, a producer warp waits for consumers stage by stage, and they never for each other.
-// Vector by vector, a thread fills a stage with just what it reads itself, without waiting for
-// others.
+// In bulk, a producer warp waits for consumers stage by stage, and they never for each other. It
+// moves a tile by spans of adjacent elements or, where these are short, by a box and what rows the
+// tile has more than that. Vector by vector, a thread fills a stage with just what it reads itself,
+// without waiting for others.
 #pragma once
 
 #include "../gpu/bulk_store.cuh"
+#include "../gpu/tensor_map.cuh"
 #include "channel_values.cuh"
 #include "thread_tile.cuh"
 
 namespace fastbn::cuda {
+
+// The boxes of activations, `kTensors` of which are read, for TileCopies::kBoxes.
+template <int kTensors>
+struct TileMaps {
+  gpu::TensorMap in[kTensors];
+  gpu::TensorMap out;
+};
 
 template <typename Mapping, int kTensors>
 class Pipeline {
@@ -22,35 +31,39 @@ class Pipeline {
 
   // All threads of the block call it.
   FASTBN_DEVICE Pipeline(const Problem& problem, const Geometry& geometry, int cta_group, int split,
-                         const Inputs<kTensors>& inputs)
+                         const Inputs<kTensors>& inputs, const TileMaps<kTensors>& maps)
       : problem_(problem),
         geometry_(geometry),
         inputs_(inputs),
+        maps_(maps),
         split_(split),
         range_(split_range(geometry, split)),
         next_channel_tile_(cta_group) {
     const Persistence& persistence = geometry.persistence;
+    const int longer = range_.count() - persistence.tiles * (persistence.tile_extent - 1);
+    longer_tiles_ = longer < persistence.tiles ? longer : persistence.tiles;
     if (gpu::thread_index() == 0) {
       for (int stage = 0; stage < persistence.stages; ++stage) {
-        gpu::init_barrier(full(stage), persistence.bulk_copies ? 1 : geometry.threads);
+        gpu::init_barrier(full(stage), is_in_bulk() ? 1 : geometry.threads);
         gpu::init_barrier(empty(stage), geometry.threads / kWarpThreads);
       }
     }
     gpu::sync_block();
-    if (persistence.bulk_copies && !is_producer()) return;
+    if (is_in_bulk() && !is_producer()) return;
     for (int stage = 0; stage < persistence.stages; ++stage) fill();
+  }
+
+  // Whether the copy engine moves tiles.
+  FASTBN_DEVICE bool is_in_bulk() const {
+    return geometry_.persistence.copies != TileCopies::kVectors;
   }
 
   // Whether this thread belongs to the producer warp.
   FASTBN_DEVICE bool is_producer() const { return gpu::thread_index() >= geometry_.threads; }
 
   // The range of a tile, and that beyond the last tile.
-  FASTBN_DEVICE Range tile(int index) const {
-    const int64_t begin = range_.begin + int64_t{index} * geometry_.persistence.tile_extent;
-    const int64_t end = begin + geometry_.persistence.tile_extent;
-    return {begin < range_.end ? begin : range_.end, end < range_.end ? end : range_.end};
-  }
-  FASTBN_DEVICE Range rest() const { return {tile(geometry_.persistence.tiles).begin, range_.end}; }
+  FASTBN_DEVICE Range tile(int index) const { return {tile_begin(index), tile_begin(index + 1)}; }
+  FASTBN_DEVICE Range rest() const { return {tile_begin(geometry_.persistence.tiles), range_.end}; }
 
   // Where a tile of the current channel tile is in shared memory.
   FASTBN_DEVICE unsigned char* smem(int tile) const { return place(stage_of(tile)); }
@@ -91,7 +104,7 @@ class Pipeline {
     if (next_channel_tile_ >= geometry_.channel_tiles) return;
     const Mapping mapping(problem_, geometry_, next_channel_tile_, split_);
     const Range range = tile(next_tile_);
-    if (geometry_.persistence.bulk_copies) {
+    if (is_in_bulk()) {
       copy_bulk(mapping, range);
     } else {
       copy_vectors(mapping, range);
@@ -111,6 +124,10 @@ class Pipeline {
   }
 
  private:
+  FASTBN_DEVICE int64_t tile_begin(int index) const {
+    const int longer = index < longer_tiles_ ? index : longer_tiles_;
+    return range_.begin + index * (geometry_.persistence.tile_extent - 1) + longer;
+  }
   FASTBN_DEVICE int stage_of(int tile) const {
     const int stage = first_stage_ + tile;
     const int stages = geometry_.persistence.stages;
@@ -147,14 +164,25 @@ class Pipeline {
     gpu::arrive_when_copied(full(next_stage_));
   }
 
+  // A tile begins with its box, if it has one. The rest is spans.
   FASTBN_DEVICE void copy_bulk(const Mapping& mapping, const Range& range) const {
     gpu::CopyBarrier* landed = full(next_stage_);
-    if (lane() == 0) gpu::expect_bytes(landed, kTensors * mapping.bulk_bytes(range));
+    const Range spans = beyond_box(range);
+    const int box = box_bytes(mapping);
+    if (lane() == 0) {
+      gpu::expect_bytes(landed, kTensors * (box + mapping.bulk_bytes(spans)));
+      if constexpr (Mapping::kHasBoxes) {
+        for (int tensor = 0; box > 0 && tensor < kTensors; ++tensor) {
+          gpu::bulk_copy_2d(place_of(tensor), &maps_.in[tensor], mapping.box_column(),
+                            static_cast<int>(range.begin), landed);
+        }
+      }
+    }
     gpu::sync_warp();
-    for_each_span(mapping, range, [&](const BulkSpan& span) {
+    for_each_span(mapping, spans, [&](const BulkSpan& span) {
 #pragma unroll
       for (int tensor = 0; tensor < kTensors; ++tensor) {
-        gpu::bulk_copy(place(next_stage_) + tensor * geometry_.persistence.tile_bytes + span.place,
+        gpu::bulk_copy(place_of(tensor) + box + span.place,
                        static_cast<const scalar_t*>(inputs_.tensors[tensor]->data) + span.offset,
                        span.bytes, landed);
       }
@@ -163,13 +191,33 @@ class Pipeline {
 
   FASTBN_DEVICE void store_bulk(const Mapping& mapping, const Range& range,
                                 const unsigned char* from, const OutputActivation& to) const {
-    for_each_span(mapping, range, [&](const BulkSpan& span) {
-      gpu::bulk_store(static_cast<scalar_t*>(to.data) + span.offset, from + span.place, span.bytes);
+    const int box = box_bytes(mapping);
+    if constexpr (Mapping::kHasBoxes) {
+      if (box > 0 && lane() == 0) {
+        gpu::bulk_store_2d(&maps_.out, mapping.box_column(), static_cast<int>(range.begin), from);
+      }
+    }
+    for_each_span(mapping, beyond_box(range), [&](const BulkSpan& span) {
+      gpu::bulk_store(static_cast<scalar_t*>(to.data) + span.offset, from + box + span.place,
+                      span.bytes);
     });
     gpu::commit_bulk_stores();
   }
 
-  // Shares out the spans of a tile among the lanes of the producer warp.
+  FASTBN_DEVICE static int box_bytes([[maybe_unused]] const Mapping& mapping) {
+    if constexpr (Mapping::kHasBoxes) return mapping.box_bytes();
+    return 0;
+  }
+  FASTBN_DEVICE Range beyond_box(const Range& tile) const {
+    const int box_rows = Mapping::kHasBoxes ? geometry_.persistence.box_rows : 0;
+    return {tile.begin + box_rows, tile.end};
+  }
+  // Where the next tile of an activation goes.
+  FASTBN_DEVICE unsigned char* place_of(int tensor) const {
+    return place(next_stage_) + tensor * geometry_.persistence.tile_bytes;
+  }
+
+  // Shares out spans among the lanes of the producer warp.
   template <typename Take>
   FASTBN_DEVICE void for_each_span(const Mapping& mapping, const Range& range,
                                    const Take& take) const {
@@ -182,8 +230,10 @@ class Pipeline {
   const Problem& problem_;
   const Geometry& geometry_;
   const Inputs<kTensors> inputs_;
+  const TileMaps<kTensors>& maps_;
   const int split_;
   const Range range_;
+  int longer_tiles_;  // those of tile_extent, before those of one fewer
   // The stage of the current channel tile's first tile, and the parity of the phase that waits for
   // it.
   int first_stage_ = 0;

@@ -12,8 +12,8 @@ namespace fastbn::cuda {
 // What training reads: a step's load<..., kTensor>() is of the kTensor-th of these.
 constexpr int kForwardInputs = 1;
 constexpr int kBackwardInputs = 2;
-FASTBN_DEVICE Inputs<kForwardInputs> inputs(const TrainingForward& op) { return {{&op.x}}; }
-FASTBN_DEVICE Inputs<kBackwardInputs> inputs(const Backward& op) { return {{&op.dy, &op.x}}; }
+FASTBN_HOST_DEVICE Inputs<kForwardInputs> inputs(const TrainingForward& op) { return {{&op.x}}; }
+FASTBN_HOST_DEVICE Inputs<kBackwardInputs> inputs(const Backward& op) { return {{&op.dy, &op.x}}; }
 
 // The number of each lane of a thread, from an array of the channel tile's channels.
 template <typename Mapping>

@@ -27,26 +27,35 @@ void read_source(BulkStore& store) {
 
 void fence_async_proxy() { current->fences.push_back(current->epoch++); }
 
-void bulk_store(void* global, const void* shared, int64_t bytes) {
+void start_bulk_store(const void* shared, int64_t bytes, const SharedAccess& access) {
   Block& block = *current->block;
-  check_bulk_range("bulk_store() from", shared, bytes);
-  Traffic& traffic = memory.touch(global, bytes, kBulkAlignment, kBulkStore);
-  ++traffic.bulk_stores;
-  traffic.bulk_stored_bytes += bytes;
   BulkStores& stores = current->bulk_stores;
   if (stores.agent == 0) {
     stores.agent = block.add_engine(
         "which a bulk store may still be reading: no wait_bulk_stores_read() and barrier since");
   }
   stores.last = stores.committed + 1;
-  block.accesses.touch(block, shared, bytes, kBulkStoreReads, stores.agent, stores.last);
+  block.accesses.touch(block, shared, bytes, access, stores.agent, stores.last);
+}
+
+void store_piece(void* global, const void* shared, int64_t bytes, const char* function) {
+  Block& block = *current->block;
   if (!block.accesses.is_of_threads(block, shared, bytes)) {
-    fail("bulk_store() of " + std::to_string(bytes) + " bytes at " +
+    fail(std::string(function) + " of " + std::to_string(bytes) + " bytes at " +
          describe_shared(block, shared) + ", not all of which a store_shared() wrote");
   }
   BulkStore store = {global, shared, bytes};
   if (draw(2) == 0) read_source(store);
-  stores.open.push_back(store);
+  current->bulk_stores.open.push_back(store);
+}
+
+void bulk_store(void* global, const void* shared, int64_t bytes) {
+  check_bulk_range("bulk_store() from", shared, bytes);
+  Traffic& traffic = memory.touch(global, bytes, kBulkAlignment, kBulkStore);
+  ++traffic.bulk_stores;
+  traffic.bulk_stored_bytes += bytes;
+  start_bulk_store(shared, bytes, kBulkStoreReads);
+  store_piece(global, shared, bytes, kBulkStoreReads.function);
 }
 
 void commit_bulk_stores() {

@@ -28,6 +28,11 @@ constexpr int64_t kBulkAlignment = 16;
 void check_range(const char* what, const void* shared, int64_t bytes, int64_t alignment);
 void check_bulk_range(const char* what, const void* shared, int64_t bytes);
 
+// A bulk store of the current thread reads a range of shared memory,
+void start_bulk_store(const void* shared, int64_t bytes, const SharedAccess& access);
+// and a piece of that, written by threads, goes to global memory.
+void store_piece(void* global, const void* shared, int64_t bytes, const char* function);
+
 // Where something is going to land, until it does.
 constexpr unsigned char kPoison = 0xFF;
 void check_poison(const void* shared, int64_t bytes);

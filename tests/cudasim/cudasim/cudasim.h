@@ -64,8 +64,10 @@ struct Traffic {
   std::array<int64_t, 5> loads = {};  // asynchronous copies among them
   std::array<int64_t, 5> stores = {};
   int64_t bulk_copies = 0;
+  int64_t box_copies = 0;  // of these, of boxes of a matrix
   int64_t bulk_bytes = 0;
   int64_t bulk_stores = 0;
+  int64_t box_stores = 0;
   int64_t bulk_stored_bytes = 0;
   int64_t atomics = 0;  // in neither histogram, nor in the bytes; loads of counters are not counted
 

@@ -257,6 +257,12 @@ FASTBN_DEVICE void bulk_store(void* global, const void* shared, int bytes) {
   cudasim::bulk_store(global, shared, bytes);
 }
 
+// Starts to store the box whose first element is at `column` and `row` from a multiple of 128, row
+// by row. Elements of it that are not in the matrix are left out.
+FASTBN_DEVICE void bulk_store_2d(const TensorMap* map, int column, int row, const void* shared) {
+  cudasim::bulk_store_2d(map, column, row, shared);
+}
+
 // Makes a group of what this thread has stored since the last one.
 FASTBN_DEVICE void commit_bulk_stores() { cudasim::commit_bulk_stores(); }
 

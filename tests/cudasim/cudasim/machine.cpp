@@ -436,8 +436,10 @@ Traffic& Traffic::operator+=(const Traffic& other) {
   for (size_t i = 0; i < loads.size(); ++i) loads[i] += other.loads[i];
   for (size_t i = 0; i < stores.size(); ++i) stores[i] += other.stores[i];
   bulk_copies += other.bulk_copies;
+  box_copies += other.box_copies;
   bulk_bytes += other.bulk_bytes;
   bulk_stores += other.bulk_stores;
+  box_stores += other.box_stores;
   bulk_stored_bytes += other.bulk_stored_bytes;
   atomics += other.atomics;
   return *this;

@@ -244,6 +244,7 @@ void load_shared(const void* address, int64_t bytes);
 void store_shared(void* address, int64_t bytes);
 void fence_async_proxy();
 void bulk_store(void* global, const void* shared, int64_t bytes);
+void bulk_store_2d(const gpu::TensorMap* map, int64_t column, int64_t row, const void* shared);
 void commit_bulk_stores();
 void wait_bulk_stores_read(int pending);
 void wait_bulk_stores(int pending);
