@@ -51,10 +51,11 @@ test-all: test
 test-cuda-build:
 	$(PYTHON) -m tests.support.cuda_build
 
-# PYTHON=3.12 TORCH=2.11.0, say: a version of either, for compute capability 9.0.
+# PYTHON=3.12 TORCH=2.11.0, say: a version of either, for compute capability 9.0. Where pyenv keeps
+# several interpreters, it is told which.
 carry:
-	FASTBN_CARRY_TORCH=$(TORCH:torch==%=%) $(if $(filter 3.%,$(PYTHON)),python$(PYTHON),$(PYTHON)) \
-	  -m tests.support.carry
+	PYENV_VERSION=$(filter 3.%,$(PYTHON)) FASTBN_CARRY_TORCH=$(TORCH:torch==%=%) \
+	  $(if $(filter 3.%,$(PYTHON)),python$(PYTHON),$(PYTHON)) -m tests.support.carry
 
 lint: $(installed)
 	$(python) -m ruff check .
