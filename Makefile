@@ -54,7 +54,7 @@ test-cuda-build:
 # PYTHON=3.12 TORCH=2.11.0, say: a version of either, for compute capability 9.0. Where pyenv keeps
 # several interpreters, it is told which.
 carry:
-	PYENV_VERSION=$(filter 3.%,$(PYTHON)) FASTBN_CARRY_TORCH=$(TORCH:torch==%=%) \
+	PYENV_VERSION=$(filter 3.%,$(PYTHON)) FASTBN_CARRY_TORCH=$(patsubst torch==%,%,$(TORCH)) \
 	  $(if $(filter 3.%,$(PYTHON)),python$(PYTHON),$(PYTHON)) -m tests.support.carry
 
 lint: $(installed)
