@@ -43,7 +43,7 @@ def measure(matrix_bytes: int, device: str) -> list[dict[str, float]]:
     rows = []
     for stride in STRIDES:
         shape = (matrix_bytes // stride, stride // ELEMENT_BYTES)
-        matrix = torch.zeros(shape, dtype=torch.complex128, device=device)
+        matrix = torch.randn(shape, dtype=torch.complex128, device=device)
         target = torch.empty_like(matrix)
         for piece in PIECES:
             if piece > stride:
