@@ -4,8 +4,8 @@
 //
 // The activation is a matrix of N*S rows and C columns. Where C is small, several rows count as one
 // wider row, so that a vector is always full; every column still belongs to one channel. Statistics
-// of all blocks come first, in tasks whose number depends on the shape alone and whose results are
-// merged in their order; the second pass takes the tasks from the end, to meet what the first left
+// of all blocks come first, in pieces whose number depends on the shape alone and whose results are
+// merged in their order; the second pass takes the pieces from the end, to meet what the first left
 // in cache. (Doing some columns after others, so that they stay in cache between the passes, is
 // slower: rows of a power of two collide in it.)
 #include <algorithm>
@@ -21,13 +21,14 @@ namespace fastbn::cpu::channels_last {
 
 namespace {
 
-constexpr int64_t kWideRow = 64;                 // columns to reach by joining rows
-constexpr int64_t kBlockRows = 64;               // of a block: what is summed in acc_t
-constexpr int64_t kMinPieceElements = 64 << 10;  // of a task, so that merging costs little
-constexpr int64_t kMaxPieces = 32;               // of a strip, or more to reach kMaxTasks
-constexpr int64_t kMaxTasks = 128;
+constexpr int64_t kWideRow = 64;  // columns to reach by joining rows
+constexpr int64_t kBlockRows = 64;
+constexpr int64_t kMinBandElements = 64 << 10;  // so that merging costs little
+constexpr int64_t kMaxBands = 32;               // or as many as give kEnoughPieces
+constexpr int64_t kEnoughPieces = 128;
 
-// The matrix, cut into tasks: a piece (some rows) by a strip (some columns).
+// The matrix, its rows cut into bands and its columns into strips: each band of each strip is a
+// piece, whose blocks lie one below the other.
 class BlockGrid {
  public:
   explicit BlockGrid(const Problem& problem)
@@ -37,40 +38,40 @@ class BlockGrid {
         rest_(problem.per_channel() % joined_ * problem.channels),
         strips_((columns_ + kMaxBlockColumns - 1) / kMaxBlockColumns) {
     const int64_t row_blocks = (rows_ + kBlockRows - 1) / kBlockRows;
-    const int64_t most = std::max(kMaxPieces, kMaxTasks / strips_);
-    const int64_t wanted = std::clamp<int64_t>(rows_ * columns_ / kMinPieceElements, 1, most);
-    rows_per_piece_ = (row_blocks + wanted - 1) / wanted * kBlockRows;
-    pieces_ = (rows_ + rows_per_piece_ - 1) / rows_per_piece_;
+    const int64_t most = std::max(kMaxBands, kEnoughPieces / strips_);
+    const int64_t wanted = std::clamp<int64_t>(rows_ * columns_ / kMinBandElements, 1, most);
+    rows_per_band_ = (row_blocks + wanted - 1) / wanted * kBlockRows;
+    bands_ = (rows_ + rows_per_band_ - 1) / rows_per_band_;
   }
 
   int64_t joined() const { return joined_; }    // rows that count as one
   int64_t columns() const { return columns_; }  // of a joined row
-  int64_t pieces() const { return pieces_; }
-  int64_t tasks() const { return pieces_ * strips_; }
-  int64_t task_elements() const { return rows_ * columns_ / tasks(); }
+  int64_t bands() const { return bands_; }
+  int64_t pieces() const { return bands_ * strips_; }
+  int64_t piece_elements() const { return rows_ * columns_ / pieces(); }
   int64_t rest() const { return rest_; }  // elements behind the last joined row
   int64_t rest_begin() const { return rows_ * columns_; }
-  int64_t rows_of(int64_t piece) const { return piece_end(piece) - piece * rows_per_piece_; }
+  int64_t rows_of(int64_t band) const { return band_end(band) - band * rows_per_band_; }
 
-  // Calls body(piece, first column, first element, block) for the blocks of a task.
+  // Calls body(band, first column, first element, block) for the blocks of a piece.
   template <typename Body>
-  void for_each_block(int64_t task, Body body) const {
-    const int64_t piece = task / strips_;
-    const int64_t strip = task % strips_;
+  void for_each_block(int64_t piece, Body body) const {
+    const int64_t band = piece / strips_;
+    const int64_t strip = piece % strips_;
     const int64_t column = columns_ * strip / strips_;
     const int64_t width = columns_ * (strip + 1) / strips_ - column;
-    const int64_t begin = piece * rows_per_piece_;
-    for (int64_t row = begin; row < piece_end(piece); row += kBlockRows) {
-      const int64_t height = std::min(kBlockRows, piece_end(piece) - row);
-      body(piece, column, row * columns_ + column, Block2d{height, columns_, width});
+    const int64_t begin = band * rows_per_band_;
+    for (int64_t row = begin; row < band_end(band); row += kBlockRows) {
+      const int64_t height = std::min(kBlockRows, band_end(band) - row);
+      body(band, column, row * columns_ + column, Block2d{height, columns_, width});
     }
   }
 
  private:
-  int64_t piece_end(int64_t piece) const { return std::min(rows_, (piece + 1) * rows_per_piece_); }
+  int64_t band_end(int64_t band) const { return std::min(rows_, (band + 1) * rows_per_band_); }
 
   int64_t joined_, columns_, rows_, rest_, strips_;
-  int64_t rows_per_piece_, pieces_;
+  int64_t rows_per_band_, bands_;
 };
 
 const char* element(const Problem& problem, const InputActivation& activation, int64_t index) {
@@ -93,10 +94,10 @@ Coefficients coefficients_of(const Problem& problem, const BlockGrid& grid, Fina
   return coefficients;
 }
 
-// Two sums per column and piece, pieces outermost.
-struct PieceSums {
-  explicit PieceSums(const BlockGrid& grid)
-      : first(grid.pieces() * grid.columns()), second(grid.pieces() * grid.columns()) {}
+// Two sums per column and band, bands outermost.
+struct BandSums {
+  explicit BandSums(const BlockGrid& grid)
+      : first(grid.bands() * grid.columns()), second(grid.bands() * grid.columns()) {}
 
   std::vector<double> first, second;
 };
@@ -110,12 +111,12 @@ double rest_value(const Problem& problem, const BlockGrid& grid, const InputActi
 std::vector<Moments<double>> reduce_statistics(const Problem& problem, const BlockGrid& grid,
                                                const InputActivation& x) {
   const Loops& inner = loops(problem.dtype);
-  PieceSums partial(grid);
-  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
+  BandSums partial(grid);
+  parallel_for(grid.pieces(), grid.piece_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
       int64_t seen = 0;
-      grid.for_each_block(task, [&](int64_t piece, int64_t column, int64_t first, Block2d block) {
-        const int64_t at = piece * grid.columns() + column;
+      grid.for_each_block(piece, [&](int64_t band, int64_t column, int64_t first, Block2d block) {
+        const int64_t at = band * grid.columns() + column;
         inner.column_moments(element(problem, x, first), block, seen, &partial.first[at],
                              &partial.second[at]);
         seen += block.rows;
@@ -123,17 +124,17 @@ std::vector<Moments<double>> reduce_statistics(const Problem& problem, const Blo
     }
   });
 
-  // Merged into those of piece 0.
+  // Merged into those of band 0.
   double* mean = partial.first.data();
   double* m2 = partial.second.data();
   int64_t seen = grid.rows_of(0);
-  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
-    const auto weights = merge_weights<double>(seen, grid.rows_of(piece));
-    const int64_t at = piece * grid.columns();
+  for (int64_t band = 1; band < grid.bands(); ++band) {
+    const auto weights = merge_weights<double>(seen, grid.rows_of(band));
+    const int64_t at = band * grid.columns();
     for (int64_t column = 0; column < grid.columns(); ++column) {
       merge_moments(weights, mean[at + column], m2[at + column], mean[column], m2[column]);
     }
-    seen += grid.rows_of(piece);
+    seen += grid.rows_of(band);
   }
   std::vector<Moments<double>> channels(problem.channels);
   for (int64_t column = 0; column < grid.columns(); ++column) {
@@ -153,11 +154,11 @@ std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGr
                                                const Coefficients& means, Also also) {
   const Problem& problem = op.problem;
   const Loops& inner = loops(problem.dtype);
-  PieceSums partial(grid);
-  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      grid.for_each_block(task, [&](int64_t piece, int64_t column, int64_t first, Block2d block) {
-        const int64_t at = piece * grid.columns() + column;
+  BandSums partial(grid);
+  parallel_for(grid.pieces(), grid.piece_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      grid.for_each_block(piece, [&](int64_t band, int64_t column, int64_t first, Block2d block) {
+        const int64_t at = band * grid.columns() + column;
         inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), block,
                                means.mean(column), &partial.first[at], &partial.second[at]);
         also(column, first, block);
@@ -165,11 +166,11 @@ std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGr
     }
   });
 
-  // Added to those of piece 0.
+  // Added to those of band 0.
   double* dy = partial.first.data();
   double* dy_xmu = partial.second.data();
-  for (int64_t piece = 1; piece < grid.pieces(); ++piece) {
-    const int64_t at = piece * grid.columns();
+  for (int64_t band = 1; band < grid.bands(); ++band) {
+    const int64_t at = band * grid.columns();
     for (int64_t column = 0; column < grid.columns(); ++column) {
       dy[column] += dy[at + column];
       dy_xmu[column] += dy_xmu[at + column];
@@ -192,9 +193,9 @@ std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGr
 template <typename Apply>
 void apply_in_reverse(const BlockGrid& grid, const Apply& apply) {
   if (grid.rest() > 0) apply(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
-  parallel_for(grid.tasks(), grid.task_elements(), [&](int64_t begin, int64_t end) {
-    for (int64_t task = end; task-- > begin;) {
-      grid.for_each_block(task, [&](int64_t, int64_t column, int64_t first, Block2d block) {
+  parallel_for(grid.pieces(), grid.piece_elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t piece = end; piece-- > begin;) {
+      grid.for_each_block(piece, [&](int64_t, int64_t column, int64_t first, Block2d block) {
         apply(column, first, block);
       });
     }
