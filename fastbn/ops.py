@@ -1,13 +1,13 @@
-"""The compiled operators, typed, and their fake implementations.
+"""The compiled operators, declared by their fake implementations.
 
 A fake implementation tells tracing (``torch.compile``, ``torch.export``, meta tensors) the shapes,
-strides and dtypes of results without computing them.
+strides and dtypes of results without computing them. Its signature is the operator's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch._prims_common import suggest_memory_format
@@ -23,40 +23,8 @@ if TYPE_CHECKING:
     ThreeTensors = tuple[Tensor, Tensor, Tensor]
     FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
-# (x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
-#   -> (y, mean, invstd); updates the running statistics and the counter.
-batch_norm_training: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_training.default
-
-# (x, weight, bias, running_mean, running_var, eps, save) -> (y, mean, invstd); the statistics are
-# copies, of no elements unless `save`.
-batch_norm_eval: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_eval.default
-
-# (dy, x, weight, mean, invstd, training, want_dx, want_dweight, want_dbias)
-#   -> (dx, dweight, dbias), of no elements where not wanted.
-batch_norm_backward: Callable[..., ThreeTensors] = torch.ops.fastbn.batch_norm_backward.default
-
-# The steps apart, for statistics that several processes share; csrc/ops/ops.h says what rows hold.
-
-# (x, additive) -> row, float64 of shape (1 + 2C): the reduced statistics of x.
-batch_norm_stats: Callable[..., Tensor] = torch.ops.fastbn.batch_norm_stats.default
-
-# (x, rows, additive, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
-#   -> (y, mean, invstd, count): rows of shape (R, 1 + 2C) combined, finalized and applied to x.
-batch_norm_combine_apply: Callable[..., FourTensors] = (
-    torch.ops.fastbn.batch_norm_combine_apply.default
-)
-
-# (dy, x, weight, mean, invstd, want_dweight, want_dbias) -> (row, dweight, dbias): the reduced
-# gradients, float64 of shape (2C), and those of the parameters by dy and x alone.
-batch_norm_backward_reduce: Callable[..., ThreeTensors] = (
-    torch.ops.fastbn.batch_norm_backward_reduce.default
-)
-
-# (dy, x, weight, mean, invstd, rows, count) -> dx: rows of shape (R, 2C) combined and applied.
-batch_norm_backward_combine_apply: Callable[..., Tensor] = (
-    torch.ops.fastbn.batch_norm_backward_combine_apply.default
-)
-
+Parameters = ParamSpec("Parameters")
+Results = TypeVar("Results")
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -166,8 +134,15 @@ def _vector(x: Tensor, wanted: bool, dtype: torch.dtype | None = None) -> Tensor
     return x.new_empty(elements, dtype=dtype or accumulate_dtype(x.dtype))
 
 
-@torch.library.register_fake("fastbn::batch_norm_training")  # type: ignore[untyped-decorator]
-def _(
+def _operator(fake: Callable[Parameters, Results]) -> Callable[Parameters, Results]:
+    """The compiled operator that has the name of its fake implementation, which it gets."""
+    torch.library.register_fake(f"fastbn::{fake.__name__}", fake)
+    operator: Callable[Parameters, Results] = getattr(torch.ops.fastbn, fake.__name__).default
+    return operator
+
+
+@_operator
+def batch_norm_training(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -177,14 +152,15 @@ def _(
     momentum: float | None,
     eps: float,
 ) -> ThreeTensors:
+    """Returns (y, mean, invstd); updates the running statistics and the counter."""
     leave_multiprocessors_free()
     _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
     check_forward(x, weight, bias, running_mean, running_var, True, eps)
     return _result_like(x), _vector(x, True), _vector(x, True)
 
 
-@torch.library.register_fake("fastbn::batch_norm_eval")  # type: ignore[untyped-decorator]
-def _(
+@_operator
+def batch_norm_eval(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -193,13 +169,14 @@ def _(
     eps: float,
     save: bool,
 ) -> ThreeTensors:
+    """Returns (y, mean, invstd); the statistics are copies, of no elements unless ``save``."""
     _check_devices(x, weight, bias, running_mean, running_var)
     check_forward(x, weight, bias, running_mean, running_var, False, eps)
     return _result_like(x), _vector(x, save), _vector(x, save)
 
 
-@torch.library.register_fake("fastbn::batch_norm_backward")  # type: ignore[untyped-decorator]
-def _(
+@_operator
+def batch_norm_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -210,6 +187,7 @@ def _(
     want_dweight: bool,
     want_dbias: bool,
 ) -> ThreeTensors:
+    """Returns (dx, dweight, dbias), of no elements where not wanted."""
     leave_multiprocessors_free()
     _check_devices(x, dy, weight, mean, invstd)
     dtype = None if weight is None else weight.dtype
@@ -217,14 +195,18 @@ def _(
     return dx, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
 
 
-@torch.library.register_fake("fastbn::batch_norm_stats")  # type: ignore[untyped-decorator]
-def _(x: Tensor, additive: bool) -> Tensor:
+# The steps apart, for statistics that several processes share; csrc/ops/ops.h says what rows hold.
+
+
+@_operator
+def batch_norm_stats(x: Tensor, additive: bool) -> Tensor:
+    """Reduces x to a row, float64 of shape (1 + 2C)."""
     _check_activation(x)
     return x.new_empty(1 + 2 * x.shape[1], dtype=torch.float64)
 
 
-@torch.library.register_fake("fastbn::batch_norm_combine_apply")  # type: ignore[untyped-decorator]
-def _(
+@_operator
+def batch_norm_combine_apply(
     x: Tensor,
     rows: Tensor,
     additive: bool,
@@ -236,6 +218,10 @@ def _(
     momentum: float | None,
     eps: float,
 ) -> FourTensors:
+    """Combines rows of shape (R, 1 + 2C), finalizes them and applies them to x.
+
+    Returns (y, mean, invstd, count).
+    """
     _check_devices(x, rows, weight, bias, running_mean, running_var, num_batches_tracked)
     if eps <= 0.0:
         raise ValueError(_say("training_eps", eps))
@@ -244,8 +230,8 @@ def _(
     return _result_like(x), _vector(x, True), _vector(x, True), rows.new_empty(1)
 
 
-@torch.library.register_fake("fastbn::batch_norm_backward_reduce")  # type: ignore[untyped-decorator]
-def _(
+@_operator
+def batch_norm_backward_reduce(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -254,14 +240,18 @@ def _(
     want_dweight: bool,
     want_dbias: bool,
 ) -> ThreeTensors:
+    """Reduces the gradients; returns (row, dweight, dbias).
+
+    The row is float64 of shape (2C); those of the parameters are by dy and x alone.
+    """
     _check_devices(x, dy, weight, mean, invstd)
     row = x.new_empty(2 * x.shape[1], dtype=torch.float64)
     dtype = None if weight is None else weight.dtype
     return row, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
 
 
-@torch.library.register_fake("fastbn::batch_norm_backward_combine_apply")  # type: ignore[untyped-decorator]
-def _(
+@_operator
+def batch_norm_backward_combine_apply(
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -270,6 +260,7 @@ def _(
     rows: Tensor,
     count: Tensor,
 ) -> Tensor:
+    """Combines rows of shape (R, 2C) and applies them to dy and x; returns dx."""
     _check_devices(x, dy, weight, mean, invstd, rows, count)
     _check_rows(x, rows, 2 * x.shape[1])
     if count.numel() != 1:

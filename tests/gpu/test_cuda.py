@@ -291,7 +291,7 @@ def test_forward_refuses_tensors_of_two_devices(stray: str, device: str) -> None
     before = {name: vector.clone() for name, vector in vectors.items()}
     words = f"Tensor on device {vectors[stray].device} is not on the expected device"
     with pytest.raises(RuntimeError, match=words):
-        batch_norm_training(tensors.x, *vectors.values(), 0.1, EPS)
+        batch_norm_training(tensors.x, **vectors, momentum=0.1, eps=EPS)
     for name in ("running_mean", "running_var"):
         assert torch.equal(vectors[name], before[name])
     if stray in VECTORS:
@@ -310,7 +310,9 @@ def test_backward_refuses_tensors_of_two_devices(stray: str, device: str) -> Non
     tensors[stray] = tensors[stray].to(OTHER[device])
     words = f"Tensor on device {tensors[stray].device} is not on the expected device"
     with pytest.raises(RuntimeError, match=words):
-        batch_norm_backward(*tensors.values(), True, True, True, True)
+        batch_norm_backward(
+            **tensors, training=True, want_dx=True, want_dweight=True, want_dbias=True
+        )
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -343,9 +345,9 @@ def test_inputs_equally_far_behind_a_vector(
         vectors = tensors.running_mean, tensors.running_var
         statistics = oracle.given_statistics(x, *vectors, EPS)
     expected = oracle.gradients(dy, x, tensors.weight, statistics, training)
-    saved = [s.to(GPU, tensors.weight.dtype) for s in (statistics.mean, statistics.invstd)]
+    mean, invstd = (s.to(GPU, tensors.weight.dtype) for s in (statistics.mean, statistics.invstd))
     wanted = (False, True, True)
-    results = batch_norm_backward(dy, x, tensors.weight, *saved, training, *wanted)
+    results = batch_norm_backward(dy, x, tensors.weight, mean, invstd, training, *wanted)
     assert_near(results[1], expected["dweight"], "dweight")
     assert_near(results[2], expected["dbias"], "dbias")
 

@@ -191,10 +191,8 @@ def test_tracing_foresees_results(name: str, traced: str, device: str) -> None:
             counter = torch.zeros((), dtype=torch.int64, device="meta")
         else:
             counter = convert(torch.zeros((), dtype=torch.int64, device=device))
-        vectors = ("weight", "bias", "running_mean", "running_var")
-        results = batch_norm_training(
-            hollow.x, *(getattr(hollow, v) for v in vectors), counter, MOMENTUM, EPS
-        )
+        vectors = (hollow.weight, hollow.bias, hollow.running_mean, hollow.running_var)
+        results = batch_norm_training(hollow.x, *vectors, counter, MOMENTUM, EPS)
         foreseen = [_description(result) for result in results]
         assert foreseen == [_description(result) for result in _train(real)]
 

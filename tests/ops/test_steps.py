@@ -199,7 +199,9 @@ def test_missing_vectors(device: str) -> None:
     tensors = make(Case("bare", (6, 3, 5, 5), "contiguous", torch.float32), device)
     x = tensors.x
     rows = exchange([ops.batch_norm_stats(part, False) for part in x.split(3)], additive=False)
-    y, _, _, _ = ops.batch_norm_combine_apply(x, rows, False, *[None] * 5, 0.1, EPS)
+    y, _, _, _ = ops.batch_norm_combine_apply(
+        x, rows, False, None, None, None, None, None, 0.1, EPS
+    )
     torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True))
     check(OPERATORS, replace(tensors, weight=None, bias=None), [2, 4])
 

@@ -32,7 +32,6 @@ from .tolerances import assert_near
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import Tensor
 
 # Shape and layout: first as few elements as a block takes on its own, then as many channels or so
 # many elements that blocks share them; see csrc/cuda/planner/candidates.cpp. The batch is that of
@@ -122,15 +121,15 @@ def check_backward(
     there = placed(tensors, device)
     for training in modes:
         statistics = statistics_of(tensors, training)
-        saved = [
+        mean, invstd = (
             as_it_lies(statistic.to(tensors.weight.dtype), device)
             for statistic in (statistics.mean, statistics.invstd)
-        ]
+        )
         expected = oracle.gradients(tensors.dy, tensors.x, tensors.weight, statistics, training)
         for dx, vectors in wanted_gradients:
             wanted = (dx, vectors, vectors)
-            results: tuple[Tensor, ...] = batch_norm_backward(
-                there.dy, there.x, there.weight, *saved, training, *wanted
+            results = batch_norm_backward(
+                there.dy, there.x, there.weight, mean, invstd, training, *wanted
             )
             for name, wants, result in zip(expected, wanted, results, strict=True):
                 if wants:
