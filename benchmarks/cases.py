@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from fastbn import planning
+from fastbn.ops import CHANNELS_LAST
 from fastbn.planning import dtype_name
 
 from .rows import Subject
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
 Epilogue = Literal["plain", "relu", "add+relu"]
 EPILOGUES: tuple[Epilogue, ...] = ("plain", "relu", "add+relu")
 
-# Memory formats of channels-last inputs by their number of dimensions.
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
 
 def memory_format(layout: str, dimensions: int) -> torch.memory_format:
     """PyTorch's name for a layout of tensors with so many dimensions."""
-    return torch.contiguous_format if layout == "contiguous" else _CHANNELS_LAST[dimensions]
+    return torch.contiguous_format if layout == "contiguous" else CHANNELS_LAST[dimensions]
 
 
 DTYPES = {dtype_name(dtype): dtype for dtype in planning.DTYPES}
@@ -162,7 +160,7 @@ PASS_NAMES = {"forward": "training forward", "backward": "training backward", "e
 
 def layouts(shape: Shape) -> tuple[str, ...]:
     """The layouts that PyTorch has for inputs of this rank."""
-    both = len(shape.sizes) in _CHANNELS_LAST
+    both = len(shape.sizes) in CHANNELS_LAST
     return ("contiguous", "channels_last") if both else ("contiguous",)
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 Results = TypeVar("Results")
 
+# The channels-last memory formats, by the number of dimensions of their tensors.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -117,11 +120,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     Strides of dimensions of size one mean nothing and are not looked at where there is a choice;
     contiguous comes first.
     """
-    formats = [torch.contiguous_format]
-    formats += {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), [])
-    for memory_format in formats:
-        if x.is_contiguous(memory_format=memory_format):
-            return memory_format
+    if x.is_contiguous():
+        return torch.contiguous_format
+    channels_last = CHANNELS_LAST.get(x.dim())
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last):
+        return channels_last
     return suggest_memory_format(x)
 
 
