@@ -19,7 +19,7 @@ import torch
 from .. import _C
 from .._backend import build_info
 from .._multiprocessors import free_multiprocessors
-from ..ops import memory_format_of
+from ..ops import CHANNELS_LAST, memory_format_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +57,6 @@ LAYOUTS: dict[str, _C.Layout] = {
 
 # GPUs by their published properties.
 DEVICES = {device.name: device for device in _C.known_devices()}
-
-# Ranks of tensors that have a channels-last memory format.
-_CHANNELS_LAST = (4, 5)
 
 _VECTOR_BYTES = 16
 
@@ -248,7 +245,7 @@ def _layout_of_shape(shape: tuple[int, ...], layout: str) -> Layout:
         return "channels_last"
     if layout == "contiguous":
         return "contiguous"
-    if len(shape) not in _CHANNELS_LAST:
+    if len(shape) not in CHANNELS_LAST:
         raise ValueError(
             f"channels_last is a memory format of 4-D and 5-D tensors, but got shape {shape}; a "
             "permuted one is generic"
