@@ -39,13 +39,16 @@ demo: $(installed)
 bench: $(installed)
 	$(python) -m benchmarks --quick --plot bench
 
-# From the folder of the tests, where the installed fastbn is found and not the source tree.
+# From the folder of the tests, where the installed fastbn is found and not the source tree; two at a
+# time, a file to each, as fixtures of a file are made once.
+pytest := cd tests && $(python) -m pytest -n 2 --dist loadfile
+
 test: $(installed)
 	$(python) -m tests.support.cuda_toolkit
-	cd tests && $(python) -m pytest
+	$(pytest)
 
 test-all: test
-	cd tests && $(python) -m pytest --all -m exhaustive
+	$(pytest) --all -m exhaustive
 
 # In an environment of its own, which is kept in the user's cache: its torch has 5 GB.
 test-cuda-build:
