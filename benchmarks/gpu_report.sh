@@ -8,10 +8,13 @@
 #                                              racecheck and initcheck
 #
 # Each takes nine minutes at most and downloads nothing. A step that fails or takes too long does not
-# keep the later ones from running; the exit status is 1 if there was one. OUT_DIR gets
+# keep the later ones from running; the exit status is 1 if there was one. OUT_DIR gets two files, which
+# are complete up to the last step when a call is cut short:
 #
-#   summary.txt      one line or more for each step; read this first
-#   report.tar.gz    what each step printed, and rows and figures as JSON
+#   smoke.txt      one line or more for each step; read this first
+#   smoke.tar.gz   what each step printed, and rows and figures as JSON
+#
+# and verify or measure likewise.
 #
 # Where a persistent algorithm hangs or is wrong in `smoke`, the rest of that call does without:
 # FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which follow it.
@@ -45,20 +48,29 @@ python=$(command -v "${PYTHON:-python3}") || {
 }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 scratch=$(mktemp -d)
-report=$scratch/report
+report=$scratch/$call
+summary=$out/$call.txt
 mkdir "$report"
 
-# Whatever becomes of the steps, what they have left goes into one archive.
+# One archive of what steps have left so far: nobody knows which of them will be the last.
+pack() {
+  tar -czf "$scratch/archive" -C "$scratch" "$call" || true # of a file that grows, say
+  mv "$scratch/archive" "$out/$call.tar.gz"
+}
+
+running=
 finish() {
-  tar -czf "$out/report.tar.gz" -C "$scratch" report || true
-  cp "$report/summary.txt" "$out/" || true
+  [ -z "$running" ] || kill "$running" || true # timeout, which stops all of its step
+  pack
   rm -rf "$scratch"
 }
 trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 cuda=$(cd "$root" && "$python" -c 'from tests.support import cuda_toolkit as c; print(c.find() or "")') ||
   cuda=""
-export root python scratch report call
+export root python scratch report
 export CUDA_HOME="${CUDA_HOME:-${cuda:-/usr/local/cuda}}"
 PATH=$(dirname "$python"):$PATH:$CUDA_HOME/bin
 export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1 CASE_SECONDS="${CASE_SECONDS:-20}"
@@ -76,13 +88,13 @@ for step in "${steps[@]}"; do
 done
 deadline=$((SECONDS + planned))
 failed=0
-: >"$report/summary.txt"
+: >"$summary"
 
-say() { printf '%s\n' "$*" | tee -a "$report/summary.txt"; }
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
 
 # Lines of a step's output that say most, indented.
 quote() {
-  grep -E "$2" "$report/$1.txt" | sed 's/^/    /' | tail -n "$3" | tee -a "$report/summary.txt" || true
+  grep -E "$2" "$report/$1.txt" | sed 's/^/    /' | tail -n "$3" | tee -a "$summary" || true
 }
 
 # step NAME COMMAND...: runs it with its output in NAME.txt, and says what came of it.
@@ -94,7 +106,10 @@ step() {
   planned=$((planned - ${!seconds}))
   # Functions cannot be given to timeout; a shell with the same options can.
   timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' step "$@" \
-    >"$report/$name.txt" 2>&1 || status=$?
+    >"$report/$name.txt" 2>&1 &
+  running=$!
+  wait "$running" || status=$?
+  running=
   case $status in
     0) verdict=ok ;;
     124 | 137) verdict="FAILED: took more than $limit s" ;;
@@ -105,6 +120,7 @@ step() {
     failed=1
     quote "$name" . 2
   fi
+  pack
 }
 
 # Prints all it can; fails if a part is missing.
@@ -167,7 +183,7 @@ list_spills() {
          }
        }
        END { printf "    %d kernels, %d of them spill\n", kernels, spilling }' "$1" |
-    tail -n 21 | "$(command -v c++filt || echo cat)" | tee -a "$report/summary.txt"
+    tail -n 21 | "$(command -v c++filt || echo cat)" | tee -a "$summary"
 }
 
 # Each algorithm by itself, in processes that are stopped when they take too long.
@@ -191,8 +207,9 @@ run_smoke() {
 # try_case ALGORITHM PASS LAYOUT: says in a line what came of it.
 try_case() {
   local status=0 said=$scratch/said.$1.$2.$3 verdict
-  timeout --kill-after=2 "$CASE_SECONDS" "$python" -m tests.support.smoke "$@" ${SMOKE_OPTIONS:-} \
-    >"$said" 2>&1 || status=$?
+  # In the foreground: in the group of processes that is stopped with the step.
+  timeout --foreground --kill-after=2 "$CASE_SECONDS" \
+    "$python" -m tests.support.smoke "$@" ${SMOKE_OPTIONS:-} >"$said" 2>&1 || status=$?
   case $status in
     0) verdict=$(tail -n 1 "$said") ;;
     124 | 137) verdict="HANGS, or takes more than $CASE_SECONDS s" ;;

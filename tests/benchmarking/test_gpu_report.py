@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.pairs import EXHAUSTIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_report.sh"
 
@@ -20,7 +27,7 @@ pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the sources are not
 PYTHON = """\
 #!/usr/bin/env bash
 case "$*" in
-  "-m tests.support.smoke {hangs}"*) exec sleep 60 ;;
+  "-m tests.support.smoke {hangs}"*) echo $$ >>"$PIDS"; exec sleep 60 ;;
   "-m tests.support.smoke {wrong}"*) echo "AssertionError: y: 3 of 9 elements are off"; exit 1 ;;
   "-m tests.support.smoke"*) {smoke} ;;
   "-c import "*) exit 1 ;;
@@ -33,10 +40,10 @@ esac
 TOOLS = ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu")
 
 
-def report(
-    call: str, folder: Path, hangs: str = "-", wrong: str = "-", smoke: str = 'echo "max error 0"'
-) -> tuple[subprocess.CompletedProcess[str], str, dict[str, str]]:
-    """What came of a call: its summary, and the files of its archive."""
+def stand_ins(
+    folder: Path, hangs: str = "-", wrong: str = "-", smoke: str = 'echo "max error 0"'
+) -> dict[str, str]:
+    """Makes them, and gives the environment of a call that takes them."""
     tools = folder / "tools"
     tools.mkdir()
     python = tools / "python"
@@ -45,32 +52,39 @@ def report(
         (tools / name).write_text(f"#!/bin/sh\necho {name} ran\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    given = {
+    return {
+        **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHON": str(python),
         "FASTBN_COMMIT": "0123abc",
         "CUDA_HOME": str(folder),
+        "PIDS": str(folder / "pids"),
         "CASE_SECONDS": "1" if hangs != "-" else "60",
     }
+
+
+def left_by(call: str, folder: Path) -> tuple[str, dict[str, str]]:
+    """The summary, and the files of the archive: there is nothing else."""
+    assert {path.name for path in folder.iterdir()} == {f"{call}.txt", f"{call}.tar.gz"}
+    with tarfile.open(folder / f"{call}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    texts = {path.name: path.read_text() for path in (folder / call).iterdir()}
+    return (folder / f"{call}.txt").read_text(), texts
+
+
+def report(
+    call: str, folder: Path, **stranger: str
+) -> tuple[subprocess.CompletedProcess[str], str, dict[str, str]]:
+    """What came of a call: its summary, and the files of its archive."""
     done = subprocess.run(
         [SCRIPT, call, folder / "out"],
-        env={**os.environ, **given},
+        env=stand_ins(folder, **stranger),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    left = sorted(path.name for path in (folder / "out").iterdir())
-    assert left == ["report.tar.gz", "summary.txt"], done.stderr
-    with tarfile.open(folder / "out" / "report.tar.gz") as archive:
-        files = {
-            Path(member.name).name: (archive.extractfile(member) or sys.stdin.buffer)
-            .read()
-            .decode()
-            for member in archive.getmembers()
-            if member.isfile()
-        }
-    summary = (folder / "out" / "summary.txt").read_text()
-    assert files["summary.txt"] == summary
+    summary, files = left_by(call, folder / "out")
+    assert done.stdout == summary, done.stderr
     return done, summary, files
 
 
@@ -109,6 +123,40 @@ def test_a_wrong_number_is_named(tmp_path: Path) -> None:
     assert f"{wrong}: WRONG, AssertionError: y: 3 of 9 elements are off" in summary
     # Nothing is the matter with persistent kernels.
     assert "with auto" in files["kernels.txt"]
+
+
+def test_a_call_that_is_stopped_leaves_what_it_has(tmp_path: Path) -> None:
+    """And no process, which would keep the GPU busy."""
+    environment = stand_ins(tmp_path, hangs="two_pass")
+    environment["CASE_SECONDS"] = "300"
+    pids = Path(environment["PIDS"])
+    call = subprocess.Popen([SCRIPT, "smoke", tmp_path / "out"], env=environment)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
+    call.terminate()
+    assert call.wait(20) == 128 + signal.SIGTERM
+    summary, files = left_by("smoke", tmp_path / "out")
+    assert [line.split()[0] for line in summary.splitlines() if " s  ok" in line] == [
+        "environment",
+        "build",
+    ]
+    assert {"environment.txt", "build.txt", "smoke.txt"} == set(files)
+    hanging = [Path("/proc", number) for number in pids.read_text().split()]
+    wait_until(lambda: not any(process.exists() for process in hanging))
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("call", STEPS)
+def test_a_call_takes_nine_minutes_at_most(call: str) -> None:
+    (limits,) = re.findall(rf"^  {call}\) steps=\((.*)\) ;;$", SCRIPT.read_text(), re.MULTILINE)
+    steps = dict(limit.split("=") for limit in limits.split())
+    assert list(steps) == STEPS[call]
+    assert sum(map(int, steps.values())) <= 9 * 60
 
 
 @pytest.mark.parametrize("arguments", [[], ["smoke"], ["all", "here"]])
