@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 import torch
+
+import fastbn
 
 from . import oracle
 from .case_checks import EPS, MOMENTUM, statistics_of
@@ -18,14 +21,35 @@ from .sanitizer_selection import placed
 from .tables import Case, Tensors, make
 from .tolerances import assert_near
 
+if TYPE_CHECKING:
+    from fastbn.planning import Layout, Op
+
 ALGORITHMS = ("two_pass", "one_block", "persistent_block", "persistent_cluster", "persistent_grid")
 PASSES = ("forward", "backward")
-# Tiles of these wrap round the stages of all persistent kernels on a GPU of Hopper's generation.
-SHAPES = {"contiguous": (64, 64, 56, 56), "channels_last": (256, 256, 14, 14)}
-# The largest that one block takes alone.
-SMALL = {"contiguous": (16, 64, 28, 28), "channels_last": (16, 256, 14, 14)}
+# What a block takes of these is more than its shared memory holds, on a GPU of Hopper's generation:
+# persistent kernels use their stages more than once.
+SHAPES = {"contiguous": (128, 64, 56, 56), "channels_last": (512, 256, 14, 14)}
+# One block alone would be slow with those, or keep too little of them.
+OF_ONE_BLOCK = {
+    "one_block": {"contiguous": (16, 64, 28, 28), "channels_last": (16, 256, 14, 14)},
+    "persistent_block": {"contiguous": (128, 64, 56, 56), "channels_last": (128, 2048, 7, 7)},
+}
 # What a simulated GPU of few multiprocessors does in a few seconds.
 SIMULATED = {"contiguous": (16, 16, 16, 16), "channels_last": (16, 64, 8, 8)}
+
+
+def shape_of(algorithm: str, layout: str) -> tuple[int, ...]:
+    """Of the activation that an algorithm is tried on."""
+    return OF_ONE_BLOCK.get(algorithm, SHAPES)[layout]
+
+
+def fits(algorithm: str, op: Op, layout: Layout, device: str) -> bool:
+    """Whether a GPU can run it: clusters, say, are not for all."""
+    shape = shape_of(algorithm, layout)
+    plan = fastbn.plan(
+        shape, op=op, dtype="bfloat16", layout=layout, device=device, algorithm="auto"
+    )
+    return algorithm in dict(plan.considered)
 
 
 def result_of(tensors: Tensors, op: str, algorithm: str, simulated: bool) -> torch.Tensor:
@@ -66,8 +90,12 @@ def main() -> int:
     parser.add_argument("layout", choices=SHAPES)
     parser.add_argument("--simulated", action="store_true", help="without a GPU")
     chosen = parser.parse_args()
-    shapes = SMALL if chosen.algorithm == "one_block" else SHAPES
-    shape = (SIMULATED if chosen.simulated else shapes)[chosen.layout]
+    case = (chosen.algorithm, chosen.op, chosen.layout)
+    if not (chosen.simulated or fits(*case, GPU)):
+        print("does not fit this GPU")  # noqa: T201
+        return 0
+    sizes = shape_of(chosen.algorithm, chosen.layout)
+    shape = SIMULATED[chosen.layout] if chosen.simulated else sizes
     torch.manual_seed(0)
     tensors = make(Case("smoke", shape, chosen.layout, torch.bfloat16))
     statistics = statistics_of(tensors, True)
