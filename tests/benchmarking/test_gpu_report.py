@@ -28,7 +28,11 @@ PYTHON = """\
 #!/usr/bin/env bash
 case "$*" in
   "-m tests.support.smoke {hangs}"*) echo $$ >>"$PIDS"; exec sleep 60 ;;
-  "-m tests.support.smoke {wrong}"*) echo "AssertionError: y: 3 of 9 elements are off"; exit 1 ;;
+  "-m tests.support.smoke {wrong}"*)
+    echo "max error 0.5"
+    echo "AssertionError: y: 3 of 9 elements are off"
+    exit 1
+    ;;
   "-m tests.support.smoke"*) {smoke} ;;
   "-c import "*) exit 1 ;;
   "-c "*) echo ;;
@@ -120,9 +124,27 @@ def test_a_wrong_number_is_named(tmp_path: Path) -> None:
     wrong = "one_block forward channels_last"
     done, summary, files = report("smoke", tmp_path, wrong=wrong)
     assert done.returncode == 1
-    assert f"{wrong}: WRONG, AssertionError: y: 3 of 9 elements are off" in summary
+    said = "max error 0.5 AssertionError: y: 3 of 9 elements are off"
+    assert f"{wrong}: WRONG, {said}" in summary
     # Nothing is the matter with persistent kernels.
     assert "with auto" in files["kernels.txt"]
+
+
+def test_what_does_not_fit_is_no_failure(tmp_path: Path) -> None:
+    done, summary, files = report("smoke", tmp_path, smoke='echo "does not fit this GPU"')
+    assert done.returncode == 0
+    assert summary.count("does not fit this GPU") == 20
+    assert "with auto" in files["kernels.txt"]
+
+
+def test_persistent_kernels_that_were_not_tried_are_done_without(tmp_path: Path) -> None:
+    """The step is killed, as when it takes too long, while the last ones run."""
+    smoke = 'case "$*" in *persistent_grid*) kill -KILL 0 ;; *) echo "max error 0" ;; esac'
+    done, summary, files = report("smoke", tmp_path, smoke=smoke)
+    assert done.returncode == 1
+    assert files["smoke.txt"].count("max error 0") == 16
+    assert "FASTBN_CUDA_ALGORITHM=two_pass" in summary
+    assert "with two_pass" in files["kernels.txt"]
 
 
 def test_a_call_that_is_stopped_leaves_what_it_has(tmp_path: Path) -> None:
