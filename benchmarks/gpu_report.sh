@@ -17,7 +17,7 @@
 # and verify or measure likewise.
 #
 # Where a persistent algorithm hangs or is wrong in `smoke`, the rest of that call does without:
-# FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which follow it.
+# FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which then launch no other kernels.
 #
 # A module that was built elsewhere (make carry) is used if it is for this commit and loads; otherwise
 # one is built. PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja,
@@ -247,30 +247,30 @@ run_sanitizer() {
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1 OMP_NUM_THREADS=1
   for tool in "$@"; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all --print-limit 20 \
-      "$python" -m tests.support.sanitizer_selection >"$scratch/$tool" 2>&1 &
+      "$python" -m tests.support.sanitizer_selection >"$report/$tool.txt" 2>&1 &
     pids+=("$!")
   done
   for tool in "$@"; do
     if wait "${pids[0]}"; then echo "$tool: ok"; else echo "$tool: FAILED"; failed=1; fi
     pids=("${pids[@]:1}")
   done
-  for tool in "$@"; do
-    printf '\n--- %s\n' "$tool"
-    head -c 500000 "$scratch/$tool"
-  done
   return "$failed"
 }
 
-# What kernels wait for, by the profiler's counters.
+# What kernels of some algorithms wait for, by the profiler's counters.
 run_counters() {
   cd "$root"
-  local algorithm
-  for algorithm in two_pass persistent_cluster persistent_grid; do
-    ncu --clock-control none --kernel-name 'regex:persistent|two_pass' --launch-count 2 \
-      --section SpeedOfLight --section WarpStateStats --section SchedulerStats \
-      --section MemoryWorkloadAnalysis \
-      "$python" -m tests.support.smoke "$algorithm" forward contiguous
+  local algorithm layout failed=0
+  for layout in contiguous channels_last; do
+    for algorithm in "$@"; do
+      timeout --kill-after=2 30 ncu --clock-control none \
+        --kernel-name 'regex:persistent|two_pass' --launch-count 2 \
+        --section SpeedOfLight --section WarpStateStats --section SchedulerStats \
+        --section MemoryWorkloadAnalysis \
+        "$python" -m tests.support.smoke "$algorithm" forward "$layout" || failed=1
+    done
   done
+  return "$failed"
 }
 
 run_algorithms() {
@@ -302,11 +302,15 @@ conclude_tests() {
 }
 
 sanitize() {
+  local tool
   step sanitizer run_sanitizer "$@"
-  quote sanitizer '^(mem|race|sync|init)check: |SUMMARY|inputs, all' 12
+  quote sanitizer . 2
+  for tool in "$@"; do quote "$tool" 'SUMMARY|inputs, all' 4; done
 }
 
+# Where one is forced, there is nothing to compare.
 compare_algorithms() {
+  [ -z "${FASTBN_CUDA_ALGORITHM:-}" ] || return 0
   step algorithms run_algorithms --json "$report/algorithms.json" "$@"
   quote algorithms '^The planner chose' 1
 }
@@ -327,12 +331,18 @@ case $call in
   smoke)
     step smoke run_smoke
     quote smoke . 20
+    profiled=(two_pass persistent_cluster persistent_grid)
     if ! persistent_algorithms_work; then
       export FASTBN_CUDA_ALGORITHM=two_pass
+      profiled=(two_pass)
       say "PERSISTENT KERNELS FAIL: from here on, and for later calls, FASTBN_CUDA_ALGORITHM=two_pass"
+    fi
+    compare_algorithms --quick
+    if command -v ncu >/dev/null; then
+      step counters run_counters "${profiled[@]}"
+      quote counters 'fastbn::| Duration |DRAM Throughput|No Eligible|Cycles Per Issued' 45
     else
-      compare_algorithms --quick
-      step counters run_counters
+      say "counters     left out, as there is no ncu"
     fi
     step pieces run_pieces
     quote pieces . 20
@@ -340,7 +350,8 @@ case $call in
     ;;
   verify)
     only_gpu=(gpu/test_cuda.py gpu/test_cuda_algorithms.py gpu/test_cuda_graphs.py)
-    step tests_gpu run_tests "${only_gpu[@]}"
+    # Some of those force each algorithm in turn.
+    step tests_gpu run_tests "${only_gpu[@]}" ${FASTBN_CUDA_ALGORITHM:+-k "not persistent"}
     conclude_tests tests_gpu
     step tests run_tests "${only_gpu[@]/#/--ignore=}" '--ignore-glob=*/test_cudasim*' \
       --ignore=gpu/test_nvcc.py --ignore=gpu/test_launch.py

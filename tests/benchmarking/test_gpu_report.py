@@ -48,16 +48,17 @@ def stand_ins(
     folder: Path, hangs: str = "-", wrong: str = "-", smoke: str = 'echo "max error 0"'
 ) -> dict[str, str]:
     """Makes them, and gives the environment of a call that takes them."""
+    inherited = {name: v for name, v in os.environ.items() if name != "FASTBN_CUDA_ALGORITHM"}
     tools = folder / "tools"
     tools.mkdir()
     python = tools / "python"
     python.write_text(PYTHON.format(hangs=hangs, wrong=wrong, smoke=smoke))
     for name in TOOLS:
-        (tools / name).write_text(f"#!/bin/sh\necho {name} ran\n")
+        (tools / name).write_text(f'#!/bin/sh\necho {name} ran "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
     return {
-        **os.environ,
+        **inherited,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHON": str(python),
         "FASTBN_COMMIT": "0123abc",
@@ -77,12 +78,12 @@ def left_by(call: str, folder: Path) -> tuple[str, dict[str, str]]:
 
 
 def report(
-    call: str, folder: Path, **stranger: str
+    call: str, folder: Path, forced: dict[str, str] | None = None, **stranger: str
 ) -> tuple[subprocess.CompletedProcess[str], str, dict[str, str]]:
     """What came of a call: its summary, and the files of its archive."""
     done = subprocess.run(
         [SCRIPT, call, folder / "out"],
-        env=stand_ins(folder, **stranger),
+        env={**stand_ins(folder, **stranger), **(forced or {})},
         capture_output=True,
         text=True,
         timeout=300,
@@ -92,6 +93,7 @@ def report(
     return done, summary, files
 
 
+LAYOUTS = ("contiguous", "channels_last")
 STEPS = {
     "smoke": ["environment", "build", "smoke", "algorithms", "counters", "pieces", "kernels"],
     "verify": ["environment", "build", "tests_gpu", "tests", "sanitizer"],
@@ -118,6 +120,19 @@ def test_a_kernel_that_hangs_is_named_and_done_without(tmp_path: Path) -> None:
     assert "FASTBN_CUDA_ALGORITHM=two_pass" in summary
     assert "algorithms.txt" not in files
     assert "with two_pass" in files["kernels.txt"]
+    assert set(re.findall("smoke ([a-z_]+)", files["counters.txt"])) == {"two_pass"}
+
+
+@pytest.mark.parametrize("call", ["verify", "measure"])
+def test_later_calls_do_without_it_too(call: str, tmp_path: Path) -> None:
+    forced = {"FASTBN_CUDA_ALGORITHM": "two_pass"}
+    done, summary, files = report(call, tmp_path, forced)
+    assert done.returncode == 0, summary
+    ended = [line.split()[0] for line in summary.splitlines() if " s  ok" in line]
+    assert ended == [step for step in STEPS[call] if step != "algorithms"]
+    if call == "verify":
+        assert "-k not persistent with two_pass" in files["tests_gpu.txt"]
+        assert "-k" not in files["tests.txt"]
 
 
 def test_a_wrong_number_is_named(tmp_path: Path) -> None:
@@ -145,6 +160,29 @@ def test_persistent_kernels_that_were_not_tried_are_done_without(tmp_path: Path)
     assert files["smoke.txt"].count("max error 0") == 16
     assert "FASTBN_CUDA_ALGORITHM=two_pass" in summary
     assert "with two_pass" in files["kernels.txt"]
+
+
+def test_what_the_profiler_fails_at_costs_no_other_kernel(tmp_path: Path) -> None:
+    environment = stand_ins(tmp_path)
+    ncu = tmp_path / "tools" / "ncu"
+    ncu.write_text(f'{ncu.read_text()}case "$*" in *persistent_cluster*) exit 1 ;; esac\n')
+    done = subprocess.run([SCRIPT, "smoke", tmp_path / "out"], env=environment, timeout=300)
+    assert done.returncode == 1
+    _, files = left_by("smoke", tmp_path / "out")
+    profiled = re.findall("smoke ([a-z_]+) forward ([a-z_]+)", files["counters.txt"])
+    algorithms = ("two_pass", "persistent_cluster", "persistent_grid")
+    assert profiled == [(a, layout) for layout in LAYOUTS for a in algorithms]
+
+
+def test_a_machine_without_a_profiler_is_measured_all_the_same(tmp_path: Path) -> None:
+    environment = stand_ins(tmp_path)
+    (tmp_path / "tools" / "ncu").unlink()
+    environment["PATH"] = f"{tmp_path / 'tools'}:/usr/bin:/bin"
+    done = subprocess.run([SCRIPT, "smoke", tmp_path / "out"], env=environment, timeout=300)
+    assert done.returncode == 0
+    summary, files = left_by("smoke", tmp_path / "out")
+    assert "counters     left out, as there is no ncu" in summary
+    assert "counters.txt" not in files
 
 
 def test_a_call_that_is_stopped_leaves_what_it_has(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import fastbn
+from fastbn.planning import ALGORITHM_VARIABLE
 from tests.support import sanitizer_selection as selection
 from tests.support.tables import Case
 
@@ -49,3 +50,14 @@ def test_every_way_is_taken(op: Any, dtype: object, gpu_name: str) -> None:
     wanted = {(name, *mapping) for name in ("two_pass", "one_block") for mapping in narrow}
     wanted |= {(name, *mapping) for name in persistent for mapping in whole}
     assert wanted <= taken, wanted - taken
+
+
+def test_what_the_environment_forces_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = (
+        case for case in CASES if case.dtype == selection.DTYPES[0] and case.name == "columns"
+    )
+    tensors = selection.inputs(case)
+    monkeypatch.delenv(ALGORITHM_VARIABLE, raising=False)
+    assert selection.ways(tensors, "h200")
+    monkeypatch.setenv(ALGORITHM_VARIABLE, "two_pass")
+    assert not selection.ways(tensors, "h200")

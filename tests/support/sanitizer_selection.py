@@ -5,7 +5,8 @@ from the repository's folder, and the same with racecheck, synccheck and initche
 fastbn's kernels runs on the GPU: inputs are made on the CPU and copied as they lie in memory, and
 results are compared with the oracle there.
 
-Each input goes the way that the planner chooses, and then each other persistent way.
+Each input goes the way that the planner chooses, and then each persistent way, unless the
+environment forces one: ``FASTBN_CUDA_ALGORITHM=two_pass``, say, where persistent kernels hang.
 
 Set ``PYTORCH_NO_CUDA_MEMORY_CACHING=1``: otherwise tensors are pieces of large allocations, where
 memcheck takes a neighbor for the tensor itself, and initcheck what an earlier one left for data.
@@ -13,6 +14,7 @@ memcheck takes a neighbor for the tensor itself, and initcheck what an earlier o
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ import torch
 import fastbn
 from fastbn import _C
 from fastbn.ops import batch_norm_backward, batch_norm_eval, batch_norm_training
+from fastbn.planning import ALGORITHM_VARIABLE
 
 from . import oracle
 from .case_checks import EPS, MOMENTUM, statistics_of
@@ -137,7 +140,9 @@ def check_backward(
 
 
 def ways(tensors: Tensors, device: str) -> set[str]:
-    """Persistent algorithms that fit both forward and backward on a GPU."""
+    """Persistent algorithms that fit both forward and backward on a GPU; none if one is forced."""
+    if os.environ.get(ALGORITHM_VARIABLE):
+        return set()
     fit = [
         {name for name, _ in fastbn.plan(tensors.x, op=op, device=device).considered}
         for op in ("forward", "backward")
@@ -162,8 +167,8 @@ def main() -> int:
         for algorithm in sorted(ways(tensors, GPU)):
             _C.force_algorithm(algorithm)
             check_training(tensors, GPU)
+            _C.force_algorithm("auto")
             count += 1
-        _C.force_algorithm("auto")
     print(f"{count} inputs, all results right")  # noqa: T201
     return 0
 
