@@ -19,8 +19,8 @@
 # Where a persistent algorithm hangs or is wrong in `smoke`, the rest of that call does without:
 # FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which then launch no other kernels.
 #
-# A module that was built elsewhere (make carry) is used if it is for this commit and loads; otherwise
-# one is built. PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja,
+# A module that was built elsewhere (make carry), or by an earlier call, is used if it loads and is for
+# this commit and GPU; otherwise one is built. PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja,
 # pybind11 and fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side.
 # FASTBN_COMMIT names the commit where the sources have no history. CASE_SECONDS is what a case of
 # `smoke` may take (default: 20), and SMOKE_OPTIONS=--simulated tries the cases without a GPU.
@@ -147,11 +147,12 @@ EOF
   return "$missing"
 }
 
-# Takes the carried module, or builds one.
-build_in_place() {
+# Takes the carried module, or that of an earlier call, or builds one.
+provide_module() {
   cd "$root"
-  if [ -d carry ] && cp carry/* fastbn/ && runs_at_this_commit; then
-    echo "carried module ok"
+  if [ -d carry ]; then cp carry/* fastbn/; fi
+  if is_right_module; then
+    echo "module is there: ok"
   else
     export FASTBN_CUDA=1 MAX_JOBS="${MAX_JOBS:-$(nproc)}" NVCC_APPEND_FLAGS=-Xptxas=-v
     # Objects of an earlier build are of no use: what the assembler said of them is gone.
@@ -160,19 +161,24 @@ build_in_place() {
   timeout 60 "$python" -m fastbn
 }
 
-runs_at_this_commit() {
+is_right_module() {
   "$python" - <<'EOF'
 import os
 
 import fastbn
+import torch
 
-built = fastbn.build_info()["commit"]
-assert built == os.environ["FASTBN_COMMIT"] != "", f"the carried module is of commit {built}"
+build = fastbn.build_info()
+gpu = "{}.{}".format(*torch.cuda.get_device_capability())
+has = (build["architectures"] or "no GPU").replace("+PTX", "")
+assert build["commit"] == os.environ["FASTBN_COMMIT"] != "", f"module of commit {build['commit']}"
+assert gpu in has.split(";"), f"module for {has}, and the GPU is {gpu}"
 EOF
 }
 
-# Counts the kernels that ptxas lists in a log, and names those that spill registers.
+# Counts the kernels that ptxas lists in a log, if it ran, and names those that spill registers.
 list_spills() {
+  grep -q 'Function properties for' "$1" || return 0
   awk '/Function properties for/ { name = $NF }
        /spill stores/ {
          kernels++
@@ -289,7 +295,7 @@ run_kernels() {
     --seconds 0.05 --json "$report/rows.json" --dtypes "$@"
 }
 
-export -f describe_environment build_in_place runs_at_this_commit run_smoke try_case run_tests
+export -f describe_environment provide_module is_right_module run_smoke try_case run_tests
 export -f run_sanitizer run_counters run_algorithms run_pieces run_kernels
 
 # Quotes how tests ended or, where they were cut short, the failures until then.
@@ -323,7 +329,7 @@ time_kernels() {
 say "fastbn ${FASTBN_COMMIT:-of an unknown commit}, $call, $(date --utc '+%F %R UTC')"
 step environment describe_environment
 quote environment 'compute capability|^torch |release |^NVIDIA .*MiB' 4
-step build build_in_place
+step build provide_module
 list_spills "$report/build.txt"
 quote build ' (ok|WRONG)$|[Ee]rror' 10
 

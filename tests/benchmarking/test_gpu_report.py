@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,10 @@ case "$*" in
   "-m tests.support.smoke"*) {smoke} ;;
   "-c import "*) exit 1 ;;
   "-c "*) echo ;;
-  -) cat >/dev/null; echo "torch 2.11.0 CUDA 13.0" ;;
+  -)
+    case "$(cat)" in *build_info*) exec {right_module} ;; esac
+    echo "torch 2.11.0 CUDA 13.0"
+    ;;
   "-m fastbn"*) echo "self-check ok" ;;
   *) echo "ran $* with ${{FASTBN_CUDA_ALGORITHM:-auto}}" ;;
 esac
@@ -45,14 +49,20 @@ TOOLS = ("nvidia-smi", "nvcc", "compute-sanitizer", "ncu")
 
 
 def stand_ins(
-    folder: Path, hangs: str = "-", wrong: str = "-", smoke: str = 'echo "max error 0"'
+    folder: Path,
+    hangs: str = "-",
+    wrong: str = "-",
+    smoke: str = 'echo "max error 0"',
+    right_module: str = "true",
 ) -> dict[str, str]:
     """Makes them, and gives the environment of a call that takes them."""
     inherited = {name: v for name, v in os.environ.items() if name != "FASTBN_CUDA_ALGORITHM"}
     tools = folder / "tools"
     tools.mkdir()
     python = tools / "python"
-    python.write_text(PYTHON.format(hangs=hangs, wrong=wrong, smoke=smoke))
+    python.write_text(
+        PYTHON.format(hangs=hangs, wrong=wrong, smoke=smoke, right_module=right_module)
+    )
     for name in TOOLS:
         (tools / name).write_text(f'#!/bin/sh\necho {name} ran "$@"\n')
     for tool in tools.iterdir():
@@ -66,6 +76,14 @@ def stand_ins(
         "PIDS": str(folder / "pids"),
         "CASE_SECONDS": "1" if hangs != "-" else "60",
     }
+
+
+def script_in(folder: Path) -> Path:
+    """A copy, as it would put modules among the sources."""
+    tree = folder / "tree"
+    for name in ("benchmarks", "fastbn", "tests"):
+        (tree / name).mkdir(parents=True)
+    return Path(shutil.copy(SCRIPT, tree / "benchmarks"))
 
 
 def left_by(call: str, folder: Path) -> tuple[str, dict[str, str]]:
@@ -82,7 +100,7 @@ def report(
 ) -> tuple[subprocess.CompletedProcess[str], str, dict[str, str]]:
     """What came of a call: its summary, and the files of its archive."""
     done = subprocess.run(
-        [SCRIPT, call, folder / "out"],
+        [script_in(folder), call, folder / "out"],
         env={**stand_ins(folder, **stranger), **(forced or {})},
         capture_output=True,
         text=True,
@@ -109,6 +127,23 @@ def test_steps_come_one_after_another(call: str, tmp_path: Path) -> None:
     assert ended == STEPS[call]
     assert {f"{name}.txt" for name in STEPS[call]} <= set(files)
     assert "all steps ok" in summary
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_module_is_built_unless_the_right_one_is_there(is_right: bool, tmp_path: Path) -> None:
+    _, summary, files = report("verify", tmp_path, right_module=str(is_right).lower())
+    assert ("ran setup.py build_ext --inplace" in files["build.txt"]) == (not is_right)
+    assert ("module is there: ok" in summary) == is_right
+    # Only the assembler can tell.
+    assert "spill" not in summary
+
+
+def test_a_carried_module_is_put_among_the_sources(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "carry").mkdir(parents=True)
+    (tree / "carry" / "_C.so").write_text("of another machine")
+    report("verify", tmp_path)
+    assert (tree / "fastbn" / "_C.so").read_text() == "of another machine"
 
 
 def test_a_kernel_that_hangs_is_named_and_done_without(tmp_path: Path) -> None:
@@ -166,7 +201,9 @@ def test_what_the_profiler_fails_at_costs_no_other_kernel(tmp_path: Path) -> Non
     environment = stand_ins(tmp_path)
     ncu = tmp_path / "tools" / "ncu"
     ncu.write_text(f'{ncu.read_text()}case "$*" in *persistent_cluster*) exit 1 ;; esac\n')
-    done = subprocess.run([SCRIPT, "smoke", tmp_path / "out"], env=environment, timeout=300)
+    done = subprocess.run(
+        [script_in(tmp_path), "smoke", tmp_path / "out"], env=environment, timeout=300
+    )
     assert done.returncode == 1
     _, files = left_by("smoke", tmp_path / "out")
     profiled = re.findall("smoke ([a-z_]+) forward ([a-z_]+)", files["counters.txt"])
@@ -178,7 +215,9 @@ def test_a_machine_without_a_profiler_is_measured_all_the_same(tmp_path: Path) -
     environment = stand_ins(tmp_path)
     (tmp_path / "tools" / "ncu").unlink()
     environment["PATH"] = f"{tmp_path / 'tools'}:/usr/bin:/bin"
-    done = subprocess.run([SCRIPT, "smoke", tmp_path / "out"], env=environment, timeout=300)
+    done = subprocess.run(
+        [script_in(tmp_path), "smoke", tmp_path / "out"], env=environment, timeout=300
+    )
     assert done.returncode == 0
     summary, files = left_by("smoke", tmp_path / "out")
     assert "counters     left out, as there is no ncu" in summary
@@ -190,7 +229,7 @@ def test_a_call_that_is_stopped_leaves_what_it_has(tmp_path: Path) -> None:
     environment = stand_ins(tmp_path, hangs="two_pass")
     environment["CASE_SECONDS"] = "300"
     pids = Path(environment["PIDS"])
-    call = subprocess.Popen([SCRIPT, "smoke", tmp_path / "out"], env=environment)
+    call = subprocess.Popen([script_in(tmp_path), "smoke", tmp_path / "out"], env=environment)
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
     call.terminate()
     assert call.wait(20) == 128 + signal.SIGTERM
