@@ -252,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
                 comparisons.append(compare(case, measured, 0.1 if options.quick else 0.3))
             except (ArithmeticError, RuntimeError, ValueError) as error:
                 failed.append(str(error))  # the other cases may do
+        if options.json:
+            write_json(options.json, where, comparisons)  # the next case may be one too many
     for sentence in failed:
         print(f"not timed: {sentence}")
     if not comparisons:
@@ -260,7 +262,6 @@ def main(arguments: list[str] | None = None) -> int:
     print("us: median on the GPU. <: the planner's choice. Off: predicted over measured, less one.")
     print("Of copy: throughput on the bytes that the algorithm moves, as a share of a copy's.")
     if options.json:
-        write_json(options.json, where, comparisons)
         print(f"\nwrote {options.json}")
     return int(bool(failed))
 

@@ -289,10 +289,15 @@ run_pieces() {
   "$python" -m benchmarks.pieces --json "$report/pieces.json"
 }
 
+# One dtype after another: rows of one are written before the next begins.
 run_kernels() {
   cd "$root"
-  "$python" -m benchmarks kernels --device cuda --shapes resnet50 --providers fastbn stock \
-    --seconds 0.05 --json "$report/rows.json" --dtypes "$@"
+  local dtype failed=0
+  for dtype in "$@"; do
+    "$python" -m benchmarks kernels --device cuda --shapes resnet50 --providers fastbn stock \
+      --seconds 0.05 --json "$report/rows-$dtype.json" --dtypes "$dtype" || failed=1
+  done
+  return "$failed"
 }
 
 export -f describe_environment provide_module is_right_module run_smoke try_case run_tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from benchmarks.shapes import Shape, shape_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 # What torch takes for the processor, and benchmarks for something else.
 DEVICE = "cpu:0"
@@ -218,6 +220,29 @@ def test_all_algorithms_that_fit_are_compared(
         assert took["forward"] == others
         assert took["backward"] == set(comparison.plans)
     assert len(algorithms.table([comparison]).splitlines()) == 2 + len(comparison.plans)
+
+
+def test_layers_that_were_compared_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever ends the command before its last layer."""
+    monkeypatch.setattr(_C, "force_algorithm", lambda name: None)
+    comparison = algorithms.compare(small(), FORWARD, 0.0)
+    both_passes = iter([comparison, comparison])
+
+    def compare(*_: object) -> algorithms.AlgorithmComparison:
+        for one in both_passes:
+            return one
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(algorithms, "compare", compare)
+    monkeypatch.setattr(algorithms, "environment", lambda device: {"gpu": "made up"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    file = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        algorithms.main(["--quick", "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["algorithm"] for row in rows] == 2 * list(comparison.plans)
 
 
 def test_peak_is_what_the_allocator_says() -> None:

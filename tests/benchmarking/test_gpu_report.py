@@ -129,6 +129,12 @@ def test_steps_come_one_after_another(call: str, tmp_path: Path) -> None:
     assert "all steps ok" in summary
 
 
+def test_each_dtype_is_measured_by_itself(tmp_path: Path) -> None:
+    _, _, files = report("measure", tmp_path)
+    written = re.findall(r"rows-(\w+)\.json --dtypes (\w+)", files["kernels.txt"])
+    assert written == [(dtype, dtype) for dtype in ("bfloat16", "float16", "float32")]
+
+
 @pytest.mark.parametrize("is_right", [True, False])
 def test_a_module_is_built_unless_the_right_one_is_there(is_right: bool, tmp_path: Path) -> None:
     _, summary, files = report("verify", tmp_path, right_module=str(is_right).lower())
