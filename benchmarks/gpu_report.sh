@@ -17,11 +17,13 @@
 # and verify or measure likewise.
 #
 # Where a persistent algorithm hangs or is wrong in `smoke`, the rest of that call does without:
-# FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which then launch no other kernels.
+# FASTBN_CUDA_ALGORITHM=two_pass. Set it for the later calls, which then launch no persistent
+# kernels.
 #
 # A module that was built elsewhere (make carry), or by an earlier call, is used if it loads and is for
-# this commit and GPU; otherwise one is built. PYTHON is the interpreter to use (default: python3): one with torch for CUDA, ninja,
-# pybind11 and fastbn's extras [test] and [bench]; with pytest-xdist tests run side by side.
+# this commit and GPU; otherwise one is built. PYTHON is the interpreter to use (default: python3): one
+# with torch for CUDA, ninja, pybind11 and fastbn's extras [test] and [bench]; with pytest-xdist tests
+# run side by side.
 # FASTBN_COMMIT names the commit where the sources have no history. CASE_SECONDS is what a case of
 # `smoke` may take (default: 20), and SMOKE_OPTIONS=--simulated tries the cases without a GPU.
 set -euo pipefail

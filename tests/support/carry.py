@@ -15,7 +15,7 @@ from . import cuda_build, cuda_toolkit
 CARRIED = cuda_build.ROOT / "carry"
 
 
-def main() -> int:
+def build() -> int:
     """Compiles in a copy of the sources, with the CUDA environment of this interpreter."""
     python = cuda_build.environment()
     if python is None:
@@ -37,6 +37,11 @@ def main() -> int:
         shutil.copy2(built, CARRIED)
         sys.stdout.write(f"{CARRIED.name}/{built.name}\n")
     return 0
+
+
+def main() -> int:
+    with cuda_build.alone():
+        return build()
 
 
 if __name__ == "__main__":
