@@ -57,11 +57,17 @@ def run(*command: str | Path, cwd: Path = ROOT, **more: str) -> None:
     subprocess.run(command, cwd=cwd, env=variables(**more), check=True)
 
 
+def environment_folder() -> Path:
+    """Of this interpreter's minor version."""
+    return cuda_toolkit.cache_folder() / f"torch-{TORCH}-python{sysconfig.get_python_version()}"
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Waits for others who install into the same environment."""
-    cuda_toolkit.cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cuda_toolkit.cache_folder() / "lock").open("w") as lock:
+    folder = environment_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -83,7 +89,7 @@ def works(python: Path) -> bool:
 
 def environment() -> Path | None:
     """Python of the environment, made if it is not there; None if there is no room for it."""
-    folder = cuda_toolkit.cache_folder() / f"torch-{TORCH}-python{sysconfig.get_python_version()}"
+    folder = environment_folder()
     python = folder / "bin" / "python"
     finished = folder / "finished"
     if finished.exists() and works(python):
