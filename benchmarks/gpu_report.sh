@@ -25,7 +25,7 @@
 # with torch for CUDA, ninja, pybind11 and fastbn's extras [test] and [bench]; with pytest-xdist tests
 # run side by side.
 # FASTBN_COMMIT names the commit where the sources have no history. CASE_SECONDS is what a case of
-# `smoke` may take (default: 20), and SMOKE_OPTIONS=--simulated tries the cases without a GPU.
+# `smoke` may take (default: 25), and SMOKE_OPTIONS=--simulated tries the cases without a GPU.
 set -euo pipefail
 
 usage() {
@@ -37,7 +37,7 @@ call=$1
 # Seconds for each step of a call; what one leaves over the next may use. The first is long enough
 # for a cold import of torch.
 case $call in
-  smoke) steps=(environment=60 build=130 smoke=110 algorithms=60 counters=90 pieces=20 kernels=60) ;;
+  smoke) steps=(environment=60 build=120 smoke=140 algorithms=60 counters=80 pieces=20 kernels=60) ;;
   verify) steps=(environment=60 build=130 tests_gpu=90 tests=120 sanitizer=130) ;;
   measure) steps=(environment=60 build=130 algorithms=100 kernels=120 sanitizer=120) ;;
   *) usage ;;
@@ -75,7 +75,7 @@ cuda=$(cd "$root" && "$python" -c 'from tests.support import cuda_toolkit as c; 
 export root python scratch report
 export CUDA_HOME="${CUDA_HOME:-${cuda:-/usr/local/cuda}}"
 PATH=$(dirname "$python"):$PATH:$CUDA_HOME/bin
-export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1 CASE_SECONDS="${CASE_SECONDS:-20}"
+export PYTHONPATH="$root" PYTHONUNBUFFERED=1 TQDM_DISABLE=1 CASE_SECONDS="${CASE_SECONDS:-25}"
 export FASTBN_COMMIT="${FASTBN_COMMIT:-$(
   git -C "$root" describe --always --dirty --abbrev=40 '--exclude=*' 2>/dev/null || true
 )}"
