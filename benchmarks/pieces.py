@@ -46,8 +46,6 @@ def measure(matrix_bytes: int, device: str) -> list[dict[str, float]]:
         matrix = torch.randn(shape, dtype=torch.complex128, device=device)
         target = torch.empty_like(matrix)
         for piece in PIECES:
-            if piece > stride:
-                continue
             seconds = seconds_of(matrix, target, piece)
             rate = 2 * matrix.numel() * ELEMENT_BYTES / seconds
             rows.append({"stride": stride, "piece": piece, "bytes_per_second": rate})

@@ -18,7 +18,7 @@ from fastbn import _C
 pytest.importorskip("tqdm", reason="benchmarks need the extra [bench]")
 pytest.importorskip("tabulate", reason="benchmarks need the extra [bench]")
 
-from benchmarks import algorithms, gpu_timing, report
+from benchmarks import algorithms, gpu_timing, pieces, report
 from benchmarks.cases import BACKWARD, EPILOGUES, FORWARD, BenchmarkCase, Epilogue
 from benchmarks.kernels import measure_case
 from benchmarks.memory import peak_bytes
@@ -243,6 +243,31 @@ def test_layers_that_were_compared_are_kept(
         algorithms.main(["--quick", "--json", str(file)])
     rows = json.loads(file.read_text())["rows"]
     assert [row["algorithm"] for row in rows] == 2 * list(comparison.plans)
+
+
+class Ticking(Event):
+    """A millisecond from one to the next."""
+
+    def record(self) -> None:
+        self.clock.milliseconds += 1
+        super().record()
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_pieces_are_timed_that_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Ticking)
+    matrix = torch.randn(8, 32, dtype=torch.complex128)
+    target = torch.zeros_like(matrix)
+    assert pieces.seconds_of(matrix, target, 64) == pytest.approx(1e-3)
+    assert torch.equal(target, matrix)
+    size = 1 << 14
+    rows = pieces.measure(size, DEVICE)
+    assert {(row["stride"], row["piece"]) for row in rows} == {
+        (stride, piece) for stride in (512, 1024, 2048, 4096) for piece in (64, 128, 256, 512)
+    }
+    assert all(row["bytes_per_second"] == pytest.approx(2 * size / 1e-3) for row in rows)
 
 
 def test_peak_is_what_the_allocator_says() -> None:
