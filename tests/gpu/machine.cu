@@ -36,8 +36,7 @@ FASTBN_KERNEL(128, 1) bulk_stores(float* y, const int bytes) {
   sync_block();
   bulk_store(y, shared, bytes);
   commit_bulk_stores();
-  wait_bulk_stores_read<1>();
-  wait_bulk_stores<0>();
+  wait_bulk_stores_read<0>();
 }
 
 template <typename T>

@@ -13,7 +13,10 @@
 //              the traffic that is what room for one of them, of twice as many rows, would be. One
 //              launch.
 //   overlap    a tile that was applied makes way at once for the next: the memory is busy while
-//              blocks wait for each other, as far as there are stages for more than a split.
+//              blocks wait for each other, as far as there are stages for more than a split. Where
+//              the copy engine moves tiles, a producer warp lets it store results and fill stages,
+//              and consumers wait for each other only when a channel tile is reduced and when it
+//              is done.
 //   numerics   pivoted sums per thread, taken while the rest is still arriving; merged by Chan.
 //              PivotedSums tells what they lose, which is why there is no second sweep once the
 //              mean is known.
@@ -87,7 +90,8 @@ FASTBN_DEVICE void prefetch_next(const Mapping& mapping, const Problem& problem,
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
-                   FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER TileMaps<1> maps) {
+                   FASTBN_PARAMETER Workspace workspace,
+                   FASTBN_PARAMETER TileMaps<kForwardInputs> maps) {
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op.running);
   const int cta_group = gpu::block_index() / geometry.splits;
@@ -141,7 +145,8 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
-                    FASTBN_PARAMETER Workspace workspace, FASTBN_PARAMETER TileMaps<2> maps) {
+                    FASTBN_PARAMETER Workspace workspace,
+                    FASTBN_PARAMETER TileMaps<kBackwardInputs> maps) {
   using acc_t = typename Mapping::acc_t;
   const int cta_group = gpu::block_index() / geometry.splits;
   const int split = gpu::block_index() % geometry.splits;

@@ -4,9 +4,9 @@
 // another proxy than threads: what these have written it sees only where they have fenced since,
 // and then met the thread that starts the store at a barrier.
 //
-// A thread commits what it has stored so far as a group. It may wait until groups have been read
-// from shared memory, which may then be written again, or until they have arrived; it must have
-// waited for the former before it returns.
+// A thread commits what it has stored so far as a group. It waits until groups have been read from
+// shared memory before that is written again, and before it returns. When they have arrived only
+// the end of the kernel tells.
 #pragma once
 
 #include "copy_barrier.cuh"
@@ -46,14 +46,6 @@ template <int kPending>
 FASTBN_DEVICE void wait_bulk_stores_read() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-#endif
-}
-
-// Waits until all groups of this thread but the last kPending have arrived in global memory.
-template <int kPending>
-FASTBN_DEVICE void wait_bulk_stores() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
 

@@ -24,6 +24,7 @@ struct TileMaps {
   gpu::TensorMap out;
 };
 
+// The pipeline of a kernel that reads `kTensors` activations.
 template <typename Mapping, int kTensors>
 class Pipeline {
  public:

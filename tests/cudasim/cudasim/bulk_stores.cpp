@@ -75,15 +75,6 @@ void wait_bulk_stores_read(int pending) {
   current->knowledge.add(current->block->rank, stores.agent, stores.read);
 }
 
-void wait_bulk_stores(int pending) {
-  wait_bulk_stores_read(pending);
-  BulkStores& stores = current->bulk_stores;
-  while (static_cast<int>(stores.groups.size()) > pending) {
-    for (const BulkStore& store : stores.groups.front()) memory.arrive(store.global, store.bytes);
-    stores.groups.pop_front();
-  }
-}
-
 void check_bulk_stores_read() {
   if (current->bulk_stores.last > current->bulk_stores.read) {
     fail("returned while bulk stores may still be reading: no wait_bulk_stores_read() for them");

@@ -272,12 +272,6 @@ FASTBN_DEVICE void wait_bulk_stores_read() {
   cudasim::wait_bulk_stores_read(kPending);
 }
 
-// Waits until all groups of this thread but the last kPending have arrived in global memory.
-template <int kPending>
-FASTBN_DEVICE void wait_bulk_stores() {
-  cudasim::wait_bulk_stores(kPending);
-}
-
 // --- 16-bit floating point -----------------------------------------------------------------------
 
 FASTBN_DEVICE double widen(double value) { return value; }

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -82,7 +81,7 @@ struct BulkStores {
   Epoch committed = 0;  // groups
   Epoch read = 0;       // of these, waited for
   std::vector<BulkStore> open;
-  std::deque<std::vector<BulkStore>> groups;  // that were not waited for to arrive
+  std::vector<std::vector<BulkStore>> groups;
 };
 
 struct Thread {
@@ -247,7 +246,6 @@ void bulk_store(void* global, const void* shared, int64_t bytes);
 void bulk_store_2d(const gpu::TensorMap* map, int64_t column, int64_t row, const void* shared);
 void commit_bulk_stores();
 void wait_bulk_stores_read(int pending);
-void wait_bulk_stores(int pending);
 
 // Fails where the current thread returns too early.
 void check_bulk_stores_read();

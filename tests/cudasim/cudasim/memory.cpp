@@ -136,23 +136,11 @@ void Memory::touch_writable(Buffer& buffer, uintptr_t address, int64_t bytes,
     }
   } else if (buffer.unpublished.has_any(address, bytes) && !knows_store(address, bytes)) {
     fail(verb(access, bytes) + "at " + describe(address) +
-         ", which another thread wrote, with no fence_device() or barrier since, or a bulk store "
-         "that was not waited for");
+         ", which another thread wrote, with no fence_device() or barrier since, or a bulk store");
   } else if (current->block->read_relaxed && buffer.kind != Kind::kActivation &&
              buffer.stored.has_any(address, bytes)) {
     fail(verb(access, bytes) + "at " + describe(address) +
          ", which this kernel has written, after load_relaxed() with no load_acquire() since");
-  }
-}
-
-void Memory::arrive(const void* address, int64_t bytes) {
-  constexpr Access kArrives = {"wait_bulk_stores", /*stores=*/true, /*sees_stores=*/true};
-  const auto value = reinterpret_cast<uintptr_t>(address);
-  Buffer& buffer = *look_up(value, bytes, kArrives);
-  if (buffer.kind == Kind::kActivation) {
-    buffer.unpublished.erase(value, bytes);
-  } else {
-    note_store(buffer, value, bytes);
   }
 }
 

@@ -19,7 +19,7 @@ struct Access {
   bool stores;
   bool sees_stores;  // what this kernel has written so far
   bool is_atomic = false;
-  bool arrives_later = false;  // when arrive() is called
+  bool arrives_later = false;  // when the kernel ends
 };
 
 // A set of bytes within a range of addresses.
@@ -77,9 +77,6 @@ class Memory {
     if (buffer->writable) touch_writable(*buffer, value, bytes, access);
     return traffic_[static_cast<int>(buffer->kind)];
   }
-
-  // What was to arrive later has, and the current thread knows.
-  void arrive(const void* address, int64_t bytes);
 
   const std::array<Traffic, kKinds>& traffic() const { return traffic_; }
 
