@@ -33,6 +33,8 @@ template <typename Load>
 FASTBN_HOST_DEVICE Moments<double> combine_moments(const PartialRows& from, int64_t channels,
                                                    int64_t channel, const Load& load) {
   Moments<double> all;
+  // Divisions of more rows at once take more registers than some GPUs' kernels have.
+  FASTBN_UNROLL_TWICE
   for (int64_t row = 0; row < from.rows; ++row) {
     const int64_t first = row * moments_row_length(channels);
     const Moments<double> moments{
