@@ -2,6 +2,8 @@ from typing import ClassVar
 
 # Texts of errors, by name; each {} stands for an argument.
 messages: dict[str, str]
+# Names of what may follow batch norm.
+activation_functions: tuple[str, ...]
 
 def cpu_capability() -> str: ...
 

@@ -77,6 +77,9 @@ _C, _record = load()
 # Texts of errors, by name, which the compiled checks use, too; each {} stands for an argument.
 messages: dict[str, str] = _C.messages
 
+# Names of the compiled activation functions.
+activation_functions: tuple[str, ...] = _C.activation_functions
+
 
 def cpu_capability() -> str:
     """Instruction set of the CPU loops: ``scalar``, ``default``, ``avx2`` or ``avx512``."""

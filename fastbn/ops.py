@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import torch
 from torch._prims_common import suggest_memory_format
 
-from ._backend import messages  # the import registers the operators
+from ._backend import activation_functions, messages  # the import registers the operators
 from ._multiprocessors import leave_multiprocessors_free
 
 if TYPE_CHECKING:
@@ -196,6 +196,89 @@ def batch_norm_backward(
     dtype = None if weight is None else weight.dtype
     dx = _result_like(x) if want_dx else x.new_empty(0)
     return dx, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
+
+
+# The same with an activation function and a residual behind; see csrc/ops/ops.h.
+
+
+def _check_epilogue(x: Tensor, residual: Tensor | None, activation: str) -> None:
+    if residual is not None:
+        _check_devices(x, residual)
+        if residual.shape != x.shape:
+            raise RuntimeError(_say("residual_shape", list(residual.shape), list(x.shape)))
+        if residual.dtype != x.dtype:
+            raise RuntimeError(_say("residual_dtype", residual.dtype, x.dtype))
+    if activation not in activation_functions:
+        raise ValueError(_say("activation", activation))
+
+
+@_operator
+def batch_norm_act_training(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+    parameter: float,
+) -> ThreeTensors:
+    """Returns (y, mean, invstd), the statistics in float64; see batch_norm_training."""
+    leave_multiprocessors_free()
+    _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
+    check_forward(x, weight, bias, running_mean, running_var, True, eps)
+    _check_epilogue(x, residual, activation)
+    return _result_like(x), _vector(x, True, torch.float64), _vector(x, True, torch.float64)
+
+
+@_operator
+def batch_norm_act_eval(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    save: bool,
+    activation: str,
+    parameter: float,
+) -> ThreeTensors:
+    """Returns (y, mean, invstd), the statistics in float64; see batch_norm_eval."""
+    _check_devices(x, weight, bias, running_mean, running_var)
+    check_forward(x, weight, bias, running_mean, running_var, False, eps)
+    _check_epilogue(x, residual, activation)
+    return _result_like(x), _vector(x, save, torch.float64), _vector(x, save, torch.float64)
+
+
+@_operator
+def batch_norm_act_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    activation: str,
+    parameter: float,
+    want_dx: bool,
+    want_dresidual: bool,
+    want_dweight: bool,
+    want_dbias: bool,
+) -> FourTensors:
+    """Returns (dx, dresidual, dweight, dbias), of no elements where not wanted."""
+    leave_multiprocessors_free()
+    _check_devices(x, dy, weight, bias, mean, invstd)
+    _check_epilogue(x, residual, activation)
+    dtype = None if weight is None else weight.dtype
+    dx = _result_like(x) if want_dx else x.new_empty(0)
+    dresidual = _result_like(x) if want_dresidual else x.new_empty(0)
+    return dx, dresidual, _vector(x, want_dweight, dtype), _vector(x, want_dbias)
 
 
 # The steps apart, for statistics that several processes share; csrc/ops/ops.h says what rows hold.

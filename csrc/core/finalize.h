@@ -25,7 +25,15 @@ struct GradAffine {
   T mean, scale, slope, offset;
 };
 
-// Room for the numbers of either.
+// Backward through an epilogue: the same for the gradient of the pre-activation, which is
+// (x - mean) * scale + shift, plus a residual.
+template <typename T>
+struct ActivatedGradAffine {
+  GradAffine<T> gradient;
+  T shift;
+};
+
+// Room for the numbers of either of the first two.
 constexpr int kCoefficients = sizeof(GradAffine<float>) / sizeof(float);
 static_assert(sizeof(Affine<float>) <= sizeof(GradAffine<float>));
 

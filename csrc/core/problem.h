@@ -10,9 +10,11 @@
 // statistics are combined with those of other processes, only those before or after that.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "activation_table.h"
 #include "dtype.h"
 #include "host_device.h"
 
@@ -37,6 +39,19 @@ struct Activation {
   int spatial_dims = 0;
   int64_t sizes[kMaxSpatialDims] = {};
   int64_t strides[kMaxSpatialDims] = {};
+
+  // One that is written can be read.
+  template <typename Mutable = Data, typename = std::enable_if_t<!std::is_const_v<Mutable>>>
+  operator Activation<const Mutable>() const {
+    Activation<const Mutable> read;
+    read.data = data;
+    read.batch_stride = batch_stride;
+    read.channel_stride = channel_stride;
+    read.spatial_dims = spatial_dims;
+    std::copy_n(sizes, kMaxSpatialDims, read.sizes);
+    std::copy_n(strides, kMaxSpatialDims, read.strides);
+    return read;
+  }
 };
 
 // Activations that an operation reads and that it writes. They are disjoint(), see below: backends
@@ -89,7 +104,7 @@ int64_t extent_bytes(const Problem& problem, const Activation<Data>& activation)
 // Whether an output and an input of a problem share no memory, as every backend demands.
 inline bool disjoint(const Problem& problem, const OutputActivation& output,
                      const InputActivation& input) {
-  if (output.data == nullptr) return true;
+  if (output.data == nullptr || input.data == nullptr) return true;
   const auto* first = static_cast<const char*>(output.data);
   const auto* second = static_cast<const char*>(input.data);
   return first + extent_bytes(problem, output) <= second ||
@@ -125,8 +140,20 @@ struct RunningStatistics {
   double momentum = 0;
 };
 
-// y = (x - mean) * invstd * weight + bias with the statistics of x, which are also written to
-// `mean` and `invstd` and blended into the running statistics.
+// What follows batch norm: y = function(z), where z, the pre-activation, is what batch norm alone
+// computes, plus the residual where there is one.
+struct Epilogue {
+  ActivationFunction function = ActivationFunction::kIdentity;
+  double parameter = 0;  // of a function that has one
+  InputActivation residual;
+
+  FASTBN_HOST_DEVICE bool is_empty() const {
+    return function == ActivationFunction::kIdentity && residual.data == nullptr;
+  }
+};
+
+// y = (x - mean) * invstd * weight + bias, and the epilogue, with the statistics of x, which are
+// also written to `mean` and `invstd` and blended into the running statistics.
 struct TrainingForward {
   Problem problem;
   Steps steps = Steps::kAll;
@@ -136,7 +163,9 @@ struct TrainingForward {
   InputVector weight, bias;
   RunningStatistics running;
   double eps = 0;
-  OutputVector mean, invstd;  // written; accumulate_dtype
+  // Written; accumulate_dtype or, so that backward finds the same pre-activation again, float64.
+  OutputVector mean, invstd;
+  Epilogue epilogue;  // of all steps at once
   PartialRows partials;
   double* total_count = nullptr;  // kApply: written, what the counts of all rows add up to
 };
@@ -150,6 +179,7 @@ struct EvalForward {
   InputVector running_mean, running_var;
   double eps = 0;
   OutputVector mean, invstd;
+  Epilogue epilogue;
 };
 
 // Gradients of either forward; those whose pointer is null are not wanted.
@@ -161,9 +191,12 @@ struct Backward {
   const double* total_count = nullptr;  // kApply: as forward has written it
   InputActivation dy, x;
   OutputActivation dx;
+  OutputActivation dresidual;  // the gradient of the pre-activation
   InputVector weight;
+  InputVector bias;  // read where there is an epilogue
   InputVector mean, invstd;
   OutputVector dweight, dbias;  // written; of any dtype
+  Epilogue epilogue;            // of all steps at once
   PartialRows partials;
 };
 

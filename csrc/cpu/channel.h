@@ -80,7 +80,7 @@ inline Affine<double> finalize_channel(const TrainingForward& op, int64_t channe
                                        double factor) {
   const Statistics<double> statistics(moments.mean[0], moments.m2[0], count, op.eps);
   const double mean = round_to_sums(op.problem.dtype, statistics.exact_mean);
-  write(op.mean, channel, mean);
+  write(op.mean, channel, statistics.exact_mean);
   write(op.invstd, channel, statistics.invstd);
   if (has_unbiased_var(count)) update_running(op.running, channel, factor, statistics);
   return affine_of(statistics.exact_mean, mean, statistics.invstd, read_or(op.weight, channel, 1),
@@ -116,6 +116,13 @@ inline Affine<double> eval_gradient(const Backward& op, int64_t channel) {
   return {0, read(op.invstd, channel) * read_or(op.weight, channel, 1), 0};
 }
 
+// The coefficients of the pre-activation, those that forward had.
+inline Affine<double> pre_activation(const Backward& op, int64_t channel) {
+  const double mean = read(op.mean, channel);
+  return affine_of(mean, round_to_sums(op.problem.dtype, mean), read(op.invstd, channel),
+                   read_or(op.weight, channel, 1), read_or(op.bias, channel, 0));
+}
+
 // Writes the gradients of the parameters, where wanted.
 inline void save_parameter_gradients(const Backward& op, int64_t channel,
                                      const GradSums<double>& sums) {
@@ -131,6 +138,20 @@ inline GradAffine<double> finalize_gradient(const Backward& op, int64_t channel,
   const double invstd = read(op.invstd, channel);
   const double scale = invstd * read_or(op.weight, channel, 1);
   return grad_affine_of(read(op.mean, channel), invstd, scale, sums, count);
+}
+
+// The coefficients of dx with given statistics, where an epilogue follows.
+inline ActivatedGradAffine<double> eval_activated_gradient(const Backward& op, int64_t channel) {
+  const Affine<double> z = pre_activation(op, channel);
+  return {{z.mean, z.scale, 0, 0}, z.shift};
+}
+
+// The coefficients of dx in training with or without an epilogue.
+inline ActivatedGradAffine<double> finalize_activated_gradient(const Backward& op, int64_t channel,
+                                                               const GradSums<double>& sums,
+                                                               double count) {
+  const GradAffine<double> gradient = finalize_gradient(op, channel, sums, count);
+  return {gradient, op.epilogue.is_empty() ? 0 : pre_activation(op, channel).shift};
 }
 
 inline GradAffine<double> combine_gradient(const Backward& op, int64_t channel) {

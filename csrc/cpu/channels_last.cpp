@@ -9,11 +9,13 @@
 // in cache. (Doing some columns after others, so that they stay in cache between the passes, is
 // slower: rows of a power of two collide in it.)
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "batch_norm.h"
 #include "channel.h"
 #include "coefficients.h"
+#include "epilogue.h"
 #include "nontemporal.h"
 #include "parallel.h"
 
@@ -147,20 +149,80 @@ std::vector<Moments<double>> reduce_statistics(const Problem& problem, const Blo
   return channels;
 }
 
-// Calls also(column, first element, block) for each block while it is in cache; `means` holds the
-// mean of each column.
+// An epilogue for the loops over a block that begins with the element `first`.
+EpilogueLoop epilogue_at(const Problem& problem, const Epilogue& epilogue, int64_t first) {
+  const bool has_residual = epilogue.residual.data != nullptr;
+  return {epilogue.function, epilogue.parameter, problem.dtype,
+          has_residual ? element(problem, epilogue.residual, first) : nullptr};
+}
+
+// The elements behind the last joined row, widened to acc_t.
+class Rest {
+ public:
+  Rest(const Problem& problem, const BlockGrid& grid)
+      : dtype_(accumulate_dtype(problem.dtype)), storage_(grid.rest()) {}
+  Rest(const Problem& problem, const BlockGrid& grid, const InputActivation& from)
+      : Rest(problem, grid) {
+    const char* first = element(problem, from, grid.rest_begin());
+    loops(problem.dtype).pack(first, 1, grid.rest(), storage_.data());
+  }
+
+  void* data() { return storage_.data(); }
+  double operator[](int64_t i) const { return read({storage_.data(), dtype_, 1}, i); }
+
+ private:
+  DType dtype_;
+  std::vector<double> storage_;  // of acc_t, which is no wider than double
+};
+
+// Their dz, which is also left where it is kept.
+Rest rest_gradient(const Backward& op, const BlockGrid& grid, const Coefficients& affine) {
+  const Problem& problem = op.problem;
+  Rest dy(problem, grid, op.dy);
+  if (op.epilogue.is_empty() || grid.rest() == 0) return dy;
+  Rest x(problem, grid, op.x), dz(problem, grid);
+  EpilogueLoop epilogue = epilogue_at(problem, op.epilogue, 0);
+  std::optional<Rest> residual;
+  if (epilogue.residual != nullptr) {
+    residual.emplace(problem, grid, op.epilogue.residual);
+    epilogue.residual = residual->data();
+  }
+  loops(accumulate_dtype(problem.dtype))
+      .activation_grad_columns(dy.data(), x.data(), dz.data(), Block2d{1, 0, grid.rest()},
+                               affine.affine(0), epilogue);
+  const OutputActivation kept = kept_dz(op);
+  if (kept.data != nullptr) {
+    char* first = element(problem, kept, grid.rest_begin());
+    loops(problem.dtype).unpack(dz.data(), first, 1, grid.rest());
+  }
+  return dz;
+}
+
+// Calls also(column, first element, block) for each block while it is in cache; `affine` has the
+// pre-activation's coefficients of each column, of which the means are needed without an epilogue,
+// too. Leaves dz where it is kept.
 template <typename Also>
 std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGrid& grid,
-                                               const Coefficients& means, Also also) {
+                                               const Coefficients& affine, Also also) {
   const Problem& problem = op.problem;
   const Loops& inner = loops(problem.dtype);
+  const OutputActivation kept = kept_dz(op);
   BandSums partial(grid);
   parallel_for(grid.pieces(), grid.piece_elements(), [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece) {
       grid.for_each_block(piece, [&](int64_t band, int64_t column, int64_t first, Block2d block) {
         const int64_t at = band * grid.columns() + column;
-        inner.column_grad_sums(element(problem, op.dy, first), element(problem, op.x, first), block,
-                               means.mean(column), &partial.first[at], &partial.second[at]);
+        const EpilogueLoop epilogue = epilogue_at(problem, op.epilogue, first);
+        const char* dy = element(problem, op.dy, first);
+        const char* x = element(problem, op.x, first);
+        if (op.epilogue.is_empty()) {
+          inner.column_grad_sums(dy, x, block, affine.mean(column), &partial.first[at],
+                                 &partial.second[at]);
+        } else {
+          inner.activated_column_grad_sums(
+              dy, x, kept.data == nullptr ? nullptr : element(problem, kept, first), block,
+              affine.affine(column), epilogue, &partial.first[at], &partial.second[at]);
+        }
         also(column, first, block);
       });
     }
@@ -180,9 +242,10 @@ std::vector<GradSums<double>> reduce_gradients(const Backward& op, const BlockGr
   for (int64_t column = 0; column < grid.columns(); ++column) {
     channels[column % problem.channels].merge({{dy[column]}, {dy_xmu[column]}});
   }
+  const Rest rest_dz = rest_gradient(op, grid, affine);
   for (int64_t i = 0; i < grid.rest(); ++i) {
     const int64_t channel = i % problem.channels;
-    const double gradient = rest_value(problem, grid, op.dy, i);
+    const double gradient = rest_dz[i];
     const double deviation = rest_value(problem, grid, op.x, i) - read(op.mean, channel);
     channels[channel].merge({{gradient}, {gradient * deviation}});
   }
@@ -202,43 +265,68 @@ void apply_in_reverse(const BlockGrid& grid, const Apply& apply) {
   });
 }
 
-// Applies y = (x - mean) * scale + shift to the blocks it is called with.
+// Applies y = (x - mean) * scale + shift, and the epilogue, to the blocks it is called with.
 class ApplyForward {
  public:
   ApplyForward(const Problem& problem, const InputActivation& x, const OutputActivation& y,
-               const Coefficients& affine)
-      : problem_(problem), x_(x), y_(y), affine_(affine), stream_(streams(problem)) {}
+               const Coefficients& affine, const Epilogue& epilogue = kNone)
+      : problem_(problem),
+        x_(x),
+        y_(y),
+        affine_(affine),
+        epilogue_(epilogue),
+        stream_(streams(problem) && x.data != y.data) {}
 
   void operator()(int64_t column, int64_t first, const Block2d& block) const {
-    loops(problem_.dtype)
-        .normalize_columns(element(problem_, x_, first), element(problem_, y_, first), block,
-                           affine_.affine(column), stream_);
+    const Loops& inner = loops(problem_.dtype);
+    const char* x = element(problem_, x_, first);
+    char* y = element(problem_, y_, first);
+    if (epilogue_.is_empty()) {
+      inner.normalize_columns(x, y, block, affine_.affine(column), stream_);
+    } else {
+      inner.activate_columns(x, y, block, affine_.affine(column),
+                             epilogue_at(problem_, epilogue_, first), stream_);
+    }
   }
 
  private:
+  static inline const Epilogue kNone = {};
+
   const Problem& problem_;
   const InputActivation& x_;
   const OutputActivation& y_;
   const Coefficients& affine_;
+  const Epilogue& epilogue_;
   bool stream_;
 };
 
-// Applies dx = dy * scale + (x - mean) * slope + offset.
+// Applies dx = dz * scale + (x - mean) * slope + offset.
 class ApplyBackward {
  public:
   ApplyBackward(const Backward& op, const Coefficients& values)
-      : op_(op), values_(values), stream_(streams(op.problem)) {}
+      : op_(op),
+        dz_(dz_or_dy(op)),
+        values_(values),
+        stream_(streams(op.problem) && !is_in_place(op)) {}
 
   void operator()(int64_t column, int64_t first, const Block2d& block) const {
     const Problem& problem = op_.problem;
-    loops(problem.dtype)
-        .grad_input_columns(element(problem, op_.dy, first), element(problem, op_.x, first),
-                            element(problem, op_.dx, first), block, values_.grad_affine(column),
-                            stream_);
+    const Loops& inner = loops(problem.dtype);
+    const char* dz = element(problem, dz_, first);
+    const char* x = element(problem, op_.x, first);
+    char* dx = element(problem, op_.dx, first);
+    if (has_dz(op_)) {
+      inner.grad_input_columns(dz, x, dx, block, values_.grad_affine(column), stream_);
+    } else {
+      inner.relu_grad_input_columns(dz, x, dx, block, values_.activated_grad(column),
+                                    epilogue_at(problem, op_.epilogue, first), op_.training,
+                                    stream_);
+    }
   }
 
  private:
   const Backward& op_;
+  const InputActivation dz_;
   const Coefficients& values_;
   bool stream_;
 };
@@ -263,14 +351,14 @@ void training_forward(const TrainingForward& op) {
   const Coefficients affine = coefficients_of(problem, grid, [&](int64_t channel) {
     return finalize_channel(op, channel, moments[channel], op.count, factor);
   });
-  apply_in_reverse(grid, ApplyForward(problem, op.x, op.y, affine));
+  apply_in_reverse(grid, ApplyForward(problem, op.x, op.y, affine, op.epilogue));
 }
 
 void eval_forward(const EvalForward& op) {
   const BlockGrid grid(op.problem);
   const Coefficients affine =
       coefficients_of(op.problem, grid, [&](int64_t channel) { return eval_channel(op, channel); });
-  apply_in_reverse(grid, ApplyForward(op.problem, op.x, op.y, affine));
+  apply_in_reverse(grid, ApplyForward(op.problem, op.x, op.y, affine, op.epilogue));
 }
 
 void backward(const Backward& op) {
@@ -284,35 +372,45 @@ void backward(const Backward& op) {
     return;
   }
 
-  const Coefficients means = coefficients_of(
-      problem, grid, [&](int64_t channel) { return Affine<double>{read(op.mean, channel), 0, 0}; });
+  const Coefficients pre_activations = coefficients_of(problem, grid, [&](int64_t channel) {
+    return op.epilogue.is_empty() ? Affine<double>{read(op.mean, channel), 0, 0}
+                                  : pre_activation(op, channel);
+  });
   if (op.training) {
-    const auto sums = reduce_gradients(op, grid, means, [](int64_t, int64_t, Block2d) {});
+    const auto sums = reduce_gradients(op, grid, pre_activations, [](int64_t, int64_t, Block2d) {});
     for (int64_t c = 0; c < problem.channels; ++c) {
       save_parameter_gradients(op, c, sums[c]);
       if (op.steps == Steps::kReduce) leave_grad_sums(op, c, sums[c]);
     }
     if (!wants_dx) return;
     const Coefficients values = coefficients_of(problem, grid, [&](int64_t channel) {
-      return finalize_gradient(op, channel, sums[channel], op.count);
+      return finalize_activated_gradient(op, channel, sums[channel], op.count);
     });
     apply_in_reverse(grid, ApplyBackward(op, values));
     return;
   }
 
-  const Coefficients affine =
+  // Nothing in dx, if it is wanted, waits for the sums: both in one pass.
+  const InputActivation dz = dz_or_dy(op);
+  const Coefficients scales =
       coefficients_of(problem, grid, [&](int64_t channel) { return eval_gradient(op, channel); });
-  const ApplyForward scale_dy(problem, op.dy, op.dx, affine);
-  if (op.dweight.data == nullptr && op.dbias.data == nullptr) {
-    if (wants_dx) apply_in_reverse(grid, scale_dy);
+  const ApplyForward scale_dz(problem, dz, op.dx, scales);
+  if (op.epilogue.is_empty() && op.dweight.data == nullptr && op.dbias.data == nullptr) {
+    if (wants_dx) apply_in_reverse(grid, scale_dz);
     return;
   }
-  // Nothing in dx waits for the sums: both in one pass.
-  if (wants_dx && grid.rest() > 0) scale_dy(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
-  const auto sums =
-      reduce_gradients(op, grid, means, [&](int64_t column, int64_t first, const Block2d& block) {
-        if (wants_dx) scale_dy(column, first, block);
-      });
+  const Coefficients values = coefficients_of(
+      problem, grid, [&](int64_t channel) { return eval_activated_gradient(op, channel); });
+  const ApplyBackward through_epilogue(op, values);
+  const auto apply = [&](int64_t column, int64_t first, const Block2d& block) {
+    if (wants_dx && has_dz(op)) {
+      scale_dz(column, first, block);
+    } else if (wants_dx) {
+      through_epilogue(column, first, block);
+    }
+  };
+  const auto sums = reduce_gradients(op, grid, pre_activations, apply);
+  if (grid.rest() > 0) apply(0, grid.rest_begin(), Block2d{1, 0, grid.rest()});
   for (int64_t c = 0; c < problem.channels; ++c) save_parameter_gradients(op, c, sums[c]);
 }
 

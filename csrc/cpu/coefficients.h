@@ -14,9 +14,7 @@ namespace fastbn::cpu {
 class Coefficients {
  public:
   Coefficients(const Problem& problem, int64_t columns)
-      : dtype_(accumulate_dtype(problem.dtype)),
-        columns_(columns),
-        storage_(kCoefficients * columns) {}
+      : dtype_(accumulate_dtype(problem.dtype)), columns_(columns), storage_(kArrays * columns) {}
 
   void set(int64_t column, const Affine<double>& affine) {
     write(0, column, affine.mean);
@@ -30,6 +28,11 @@ class Coefficients {
     write(3, column, affine.offset);
   }
 
+  void set(int64_t column, const ActivatedGradAffine<double>& affine) {
+    set(column, affine.gradient);
+    write(4, column, affine.shift);
+  }
+
   // The arrays from `column` on.
   const void* mean(int64_t column) const { return at(0, column); }
   AffineColumns affine(int64_t column) const {
@@ -38,8 +41,13 @@ class Coefficients {
   GradAffineColumns grad_affine(int64_t column) const {
     return {at(0, column), at(1, column), at(2, column), at(3, column)};
   }
+  ActivatedGradColumns activated_grad(int64_t column) const {
+    return {{at(0, column), at(1, column), at(4, column)}, at(2, column), at(3, column)};
+  }
 
  private:
+  static constexpr int kArrays = sizeof(ActivatedGradAffine<double>) / sizeof(double);
+
   int64_t offset(int array, int64_t column) const {
     return (array * columns_ + column) * element_size(dtype_);
   }

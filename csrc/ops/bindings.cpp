@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../core/activation_table.h"
 #include "../cpu/simd/loops.h"
 #include "../cuda/device_query.h"
 #include "../cuda/planner/plan.h"
@@ -117,5 +118,10 @@ PYBIND11_MODULE(_C, module) {
   FASTBN_MESSAGES(FASTBN_MESSAGE)
 #undef FASTBN_MESSAGE
   module.attr("messages") = messages;
+  py::list functions;
+#define FASTBN_FUNCTION(Function, name) functions.append(name);
+  FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
+#undef FASTBN_FUNCTION
+  module.attr("activation_functions") = py::tuple(functions);
   fastbn::define_planner(module);
 }

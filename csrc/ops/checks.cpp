@@ -125,6 +125,22 @@ void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length)
   check_float64(x, "rows", rows);
 }
 
+// What gradients of any kind are computed from, but for the dtypes of mean and invstd.
+void check_gradient(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                    const at::Tensor& mean, const at::Tensor& invstd) {
+  TORCH_CHECK(dy.sizes() == x.sizes(), say(messages::gradient_shape, dy.sizes(), x.sizes()));
+  TORCH_CHECK(dy.scalar_type() == x.scalar_type(),
+              say(messages::gradient_dtype, dy.scalar_type(), x.scalar_type()));
+  check_vector(x, dy);
+  if (x.numel() == 0) return;
+  check_activation(x);
+  check_dimensions(x);
+  check_numel("weight", weight, x.size(1));
+  check_numel("mean", mean, x.size(1));
+  check_numel("invstd", invstd, x.size(1));
+  check_vector(x, weight);
+}
+
 // The number of values of a channel in all rows: float64 of one element.
 void check_count(const at::Tensor& x, const at::Tensor& count) {
   TORCH_CHECK(count.numel() == 1, say(messages::count, count.numel()));
@@ -163,19 +179,37 @@ void check_combine_apply(const at::Tensor& x, const at::Tensor& rows, const Forw
 
 void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd) {
-  TORCH_CHECK(dy.sizes() == x.sizes(), say(messages::gradient_shape, dy.sizes(), x.sizes()));
-  TORCH_CHECK(dy.scalar_type() == x.scalar_type(),
-              say(messages::gradient_dtype, dy.scalar_type(), x.scalar_type()));
-  check_vector(x, dy);
+  check_gradient(dy, x, weight, mean, invstd);
   if (x.numel() == 0) return;
-  check_activation(x);
-  check_dimensions(x);
-  check_numel("weight", weight, x.size(1));
-  check_numel("mean", mean, x.size(1));
-  check_numel("invstd", invstd, x.size(1));
-  check_vector(x, weight);
   check_vector(x, mean);
   check_vector(x, invstd);
+}
+
+void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const at::Tensor& mean,
+                        const at::Tensor& invstd) {
+  check_gradient(dy, x, weight, mean, invstd);
+  if (x.numel() == 0) return;
+  check_numel("bias", bias, x.size(1));
+  check_vector(x, bias);
+  check_float64(x, "mean", mean);
+  check_float64(x, "invstd", invstd);
+}
+
+ActivationFunction check_epilogue(const at::Tensor& x, const OptionalTensor& residual,
+                                  std::string_view activation) {
+  if (residual) {
+    check_device(x, *residual);
+    TORCH_CHECK(residual->sizes() == x.sizes(),
+                say(messages::residual_shape, residual->sizes(), x.sizes()));
+    TORCH_CHECK(residual->scalar_type() == x.scalar_type(),
+                say(messages::residual_dtype, residual->scalar_type(), x.scalar_type()));
+  }
+#define FASTBN_FUNCTION(Function, name) \
+  if (activation == name) return ActivationFunction::k##Function;
+  FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
+#undef FASTBN_FUNCTION
+  TORCH_CHECK_VALUE(false, say(messages::activation, activation));
 }
 
 void check_backward_combine_apply(const at::Tensor& dy, const at::Tensor& x,

@@ -7,6 +7,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
+
+#include "../core/activation_table.h"
 
 namespace fastbn {
 
@@ -25,6 +28,13 @@ void check_combine_apply(const at::Tensor& x, const at::Tensor& rows, const Forw
                          const OptionalTensor& num_batches_tracked, double eps);
 void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd);
+// With an epilogue, whose mean and invstd are float64.
+void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const at::Tensor& mean,
+                        const at::Tensor& invstd);
+// Returns the activation function of that name.
+ActivationFunction check_epilogue(const at::Tensor& x, const OptionalTensor& residual,
+                                  std::string_view activation);
 void check_backward_combine_apply(const at::Tensor& dy, const at::Tensor& x,
                                   const OptionalTensor& weight, const at::Tensor& mean,
                                   const at::Tensor& invstd, const at::Tensor& rows,

@@ -28,6 +28,9 @@ namespace fastbn {
   MESSAGE(counter, "num_batches_tracked must be a single int64, but got {} elements of {}")       \
   MESSAGE(gradient_shape, "dy has shape {} and x has shape {}; they must be the same")            \
   MESSAGE(gradient_dtype, "dy is {} and x is {}; they must be the same")                          \
+  MESSAGE(residual_shape, "residual has shape {} and x has shape {}; they must be the same")      \
+  MESSAGE(residual_dtype, "residual is {} and x is {}; they must be the same")                    \
+  MESSAGE(activation, "no activation function is called '{}'")                                    \
   MESSAGE(float64, "{} must be float64, but got {}")                                              \
   MESSAGE(rows, "rows must have shape (R, {}) for an input of shape {}, but got {}")              \
   MESSAGE(count, "count must be a single float64, but got {} elements")                           \

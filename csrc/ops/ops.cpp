@@ -49,13 +49,13 @@ Layout layout_of(const at::Tensor& x, int64_t spatial) {
                                                                 : Layout::kContiguous;
 }
 
+int64_t channels_of(const at::Tensor& x) { return x.dim() < 2 ? 0 : x.size(1); }
+
 Problem problem_of(const at::Tensor& x) {
-  if (x.numel() == 0) return {dtype_of(x), Layout::kGeneric, 0, x.size(1), 0};
+  if (x.numel() == 0) return {dtype_of(x), Layout::kGeneric, 0, channels_of(x), 0};
   const int64_t spatial = x.numel() / (x.size(0) * x.size(1));
   return {dtype_of(x), layout_of(x, spatial), x.size(0), x.size(1), spatial};
 }
-
-int64_t channels_of(const at::Tensor& x) { return x.dim() < 2 ? 0 : x.size(1); }
 
 at::Tensor empty_result(const at::Tensor& x) { return at::empty_like(x, format_of(x)); }
 
@@ -139,23 +139,50 @@ RunningStatistics running_statistics(const OptionalTensor& running_mean,
   return running;
 }
 
-}  // namespace
+// What follows batch norm, as callers name it.
+struct EpilogueArguments {
+  const OptionalTensor& residual;
+  std::string_view activation;
+  double parameter;
+};
 
-ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
-                                   const OptionalTensor& weight, const OptionalTensor& bias,
-                                   const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var,
-                                   const OptionalTensor& num_batches_tracked,
-                                   std::optional<double> momentum, double eps) {
-  at::Tensor y, mean, invstd, weight_view, bias_view;
+// An activation in the layout of x; a copy where it has another.
+at::Tensor like(const at::Tensor& x, const Problem& problem, const at::Tensor& other) {
+  return problem.layout == Layout::kGeneric ? other : other.contiguous(format_of(x));
+}
+
+Epilogue epilogue_of(const at::Tensor& x, const Problem& problem, const EpilogueArguments& given,
+                     at::Tensor& keep_alive) {
+  Epilogue epilogue;
+  epilogue.function = check_epilogue(x, given.residual, given.activation);
+  epilogue.parameter = given.parameter;
+  if (given.residual && x.numel() > 0) {
+    keep_alive = like(x, problem, *given.residual);
+    epilogue.residual = input(keep_alive);
+  }
+  return epilogue;
+}
+
+// Without an epilogue statistics are saved in the dtype of sums, else in float64.
+at::ScalarType saved_type(const at::Tensor& x, const EpilogueArguments* epilogue) {
+  return epilogue == nullptr ? accumulate_type(x) : at::kDouble;
+}
+
+ForwardResults train(const Backend& backend, const at::Tensor& x, const OptionalTensor& weight,
+                     const OptionalTensor& bias, const OptionalTensor& running_mean,
+                     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+                     std::optional<double> momentum, double eps,
+                     const EpilogueArguments* epilogue) {
+  at::Tensor y, mean, invstd, weight_view, bias_view, residual;
   TrainingForward op;
   try {
     check_training(x, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
+    op.problem = problem_of(x);
+    if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
     y = empty_result(x);
     if (x.numel() > 0) {
-      mean = empty_vector(x, channels_of(x), accumulate_type(x));
-      invstd = empty_vector(x, channels_of(x), accumulate_type(x));
-      op.problem = problem_of(x);
+      mean = empty_vector(x, channels_of(x), saved_type(x, epilogue));
+      invstd = empty_vector(x, channels_of(x), saved_type(x, epilogue));
       op.count = static_cast<double>(op.problem.per_channel());
       op.x = input(x);
       op.y = output(y);
@@ -172,28 +199,30 @@ ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
   }
   if (x.numel() == 0) {
     count_batch(num_batches_tracked);
-    const at::Tensor none = at::zeros({channels_of(x)}, x.options().dtype(accumulate_type(x)));
-    return {y, none, none.clone()};
+    const auto options = x.options().dtype(saved_type(x, epilogue));
+    return {y, at::zeros({channels_of(x)}, options), at::zeros({channels_of(x)}, options)};
   }
-  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
+                        disjoint(op.problem, op.y, op.epilogue.residual));
   backend.training_forward(op);
   return {y, mean, invstd};
 }
 
-ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
-                               const OptionalTensor& weight, const OptionalTensor& bias,
-                               const OptionalTensor& running_mean,
-                               const OptionalTensor& running_var, double eps, bool save) {
+ForwardResults evaluate(const Backend& backend, const at::Tensor& x, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var, double eps, bool save,
+                        const EpilogueArguments* epilogue) {
   check_eval(x, {weight, bias, running_mean, running_var}, eps);
-  const at::Tensor y = empty_result(x);
-  const int64_t saved = save ? channels_of(x) : 0;
-  const at::Tensor mean = empty_vector(x, saved, accumulate_type(x));
-  const at::Tensor invstd = empty_vector(x, saved, accumulate_type(x));
-  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
-
-  at::Tensor weight_view, bias_view, mean_view, var_view;
+  at::Tensor weight_view, bias_view, mean_view, var_view, residual;
   EvalForward op;
   op.problem = problem_of(x);
+  if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
+  const at::Tensor y = empty_result(x);
+  const int64_t saved = save ? channels_of(x) : 0;
+  const at::Tensor mean = empty_vector(x, saved, saved_type(x, epilogue));
+  const at::Tensor invstd = empty_vector(x, saved, saved_type(x, epilogue));
+  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+
   op.x = input(x);
   op.y = output(y);
   op.weight = input_vector(weight, weight_view);
@@ -203,59 +232,107 @@ ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
   op.eps = eps;
   op.mean = output_vector(mean);
   op.invstd = output_vector(invstd);
-  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x));
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
+                        disjoint(op.problem, op.y, op.epilogue.residual));
   backend.eval_forward(op);
   return {y, mean, invstd};
 }
-
-namespace {
 
 // The gradients of a training or an evaluation, by all steps or by some.
 struct Differentiation {
   Steps steps = Steps::kAll;
   bool training = true;
   bool want_dx = true;
+  bool want_dresidual = false;
   bool want_dweight = true;
   bool want_dbias = true;
   PartialRows partials;
   const double* total_count = nullptr;
 };
 
-Gradients differentiate(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
-                        const OptionalTensor& weight, const at::Tensor& mean,
-                        const at::Tensor& invstd, const Differentiation& wanted) {
+// dx, dresidual, dweight and dbias.
+using AllGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+AllGradients differentiate(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
+                           const OptionalTensor& weight, const OptionalTensor& bias,
+                           const at::Tensor& mean, const at::Tensor& invstd,
+                           const Differentiation& wanted, const EpilogueArguments* epilogue) {
   const int64_t channels = channels_of(x);
   const at::ScalarType weight_type = weight ? weight->scalar_type() : accumulate_type(x);
-  const at::Tensor dx = wanted.want_dx ? empty_result(x) : empty_vector(x, 0, x.scalar_type());
+  const at::Tensor none = empty_vector(x, 0, x.scalar_type());
+  const at::Tensor dx = wanted.want_dx ? empty_result(x) : none;
+  const at::Tensor dresidual = wanted.want_dresidual ? empty_result(x) : none;
   const at::Tensor dweight = empty_vector(x, wanted.want_dweight ? channels : 0, weight_type);
   const at::Tensor dbias = empty_vector(x, wanted.want_dbias ? channels : 0, accumulate_type(x));
-  if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
-
+  at::Tensor weight_view, bias_view, mean_view, invstd_view, residual;
   Backward op;
   op.problem = problem_of(x);
+  if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
+  if (x.numel() == 0) return {dx, dresidual, dweight.zero_(), dbias.zero_()};
+
   op.training = wanted.training;
   op.steps = wanted.steps;
   op.count = static_cast<double>(op.problem.per_channel());
   op.total_count = wanted.total_count;
   op.partials = wanted.partials;
   // A gradient in another layout is brought to that of x, as stock does.
-  const at::Tensor dy_like_x =
-      op.problem.layout == Layout::kGeneric ? dy : dy.contiguous(format_of(x));
-  at::Tensor weight_view, mean_view, invstd_view;
+  const at::Tensor dy_like_x = like(x, op.problem, dy);
   op.dy = input(dy_like_x);
   op.x = input(x);
   if (wanted.want_dx) op.dx = output(dx);
+  if (wanted.want_dresidual) op.dresidual = output(dresidual);
   op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
   op.mean = input_vector(mean, mean_view);
   op.invstd = input_vector(invstd, invstd_view);
   op.dweight = output_vector(dweight);
   op.dbias = output_vector(dbias);
-  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.dx, op.x) && disjoint(op.problem, op.dx, op.dy));
+  for (const OutputActivation* gradient : {&op.dx, &op.dresidual}) {
+    for (const InputActivation* read : {&op.x, &op.dy, &op.epilogue.residual}) {
+      TORCH_INTERNAL_ASSERT(disjoint(op.problem, *gradient, *read));
+    }
+  }
   backend.backward(op);
-  return {dx, dweight, dbias};
+  return {dx, dresidual, dweight, dbias};
 }
 
 }  // namespace
+
+ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
+                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& running_mean,
+                                   const OptionalTensor& running_var,
+                                   const OptionalTensor& num_batches_tracked,
+                                   std::optional<double> momentum, double eps) {
+  return train(backend, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
+               eps, nullptr);
+}
+
+ForwardResults batch_norm_act_training(
+    const Backend& backend, const at::Tensor& x, const OptionalTensor& residual,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum, double eps, std::string_view activation, double parameter) {
+  const EpilogueArguments epilogue{residual, activation, parameter};
+  return train(backend, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
+               eps, &epilogue);
+}
+
+ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
+                               const OptionalTensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& running_mean,
+                               const OptionalTensor& running_var, double eps, bool save) {
+  return evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, nullptr);
+}
+
+ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
+                                   const OptionalTensor& residual, const OptionalTensor& weight,
+                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                   const OptionalTensor& running_var, double eps, bool save,
+                                   std::string_view activation, double parameter) {
+  const EpilogueArguments epilogue{residual, activation, parameter};
+  return evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, &epilogue);
+}
 
 Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
                               const OptionalTensor& weight, const at::Tensor& mean,
@@ -267,7 +344,27 @@ Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, cons
   wanted.want_dx = want_dx;
   wanted.want_dweight = want_dweight;
   wanted.want_dbias = want_dbias;
-  return differentiate(backend, dy, x, weight, mean, invstd, wanted);
+  auto [dx, dresidual, dweight, dbias] =
+      differentiate(backend, dy, x, weight, std::nullopt, mean, invstd, wanted, nullptr);
+  return {dx, dweight, dbias};
+}
+
+AllGradients batch_norm_act_backward(const Backend& backend, const at::Tensor& dy,
+                                     const at::Tensor& x, const OptionalTensor& residual,
+                                     const OptionalTensor& weight, const OptionalTensor& bias,
+                                     const at::Tensor& mean, const at::Tensor& invstd,
+                                     bool training, std::string_view activation, double parameter,
+                                     bool want_dx, bool want_dresidual, bool want_dweight,
+                                     bool want_dbias) {
+  check_act_backward(dy, x, weight, bias, mean, invstd);
+  const EpilogueArguments epilogue{residual, activation, parameter};
+  Differentiation wanted;
+  wanted.training = training;
+  wanted.want_dx = want_dx;
+  wanted.want_dresidual = want_dresidual;
+  wanted.want_dweight = want_dweight;
+  wanted.want_dbias = want_dbias;
+  return differentiate(backend, dy, x, weight, bias, mean, invstd, wanted, &epilogue);
 }
 
 at::Tensor batch_norm_stats(const Backend& backend, const at::Tensor& x, bool additive) {
@@ -341,7 +438,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward_reduce(
   wanted.want_dbias = want_dbias;
   wanted.partials.out = row.mutable_data_ptr<double>();
   wanted.partials.rows = 1;
-  auto [dx, dweight, dbias] = differentiate(backend, dy, x, weight, mean, invstd, wanted);
+  auto [dx, dresidual, dweight, dbias] =
+      differentiate(backend, dy, x, weight, std::nullopt, mean, invstd, wanted, nullptr);
   return {row, dweight, dbias};
 }
 
@@ -358,7 +456,8 @@ at::Tensor batch_norm_backward_combine_apply(const Backend& backend, const at::T
   wanted.partials.in = all_rows.const_data_ptr<double>();
   wanted.partials.rows = rows.size(0);
   wanted.total_count = count.const_data_ptr<double>();
-  return std::get<0>(differentiate(backend, dy, x, weight, mean, invstd, wanted));
+  return std::get<0>(
+      differentiate(backend, dy, x, weight, std::nullopt, mean, invstd, wanted, nullptr));
 }
 
 }  // namespace fastbn

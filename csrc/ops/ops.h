@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "../core/problem.h"
@@ -36,6 +37,20 @@ struct Backend {
            "(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, bool training, "     \
            "bool want_dx, bool want_dweight, bool want_dbias) -> "                                 \
            "(Tensor dx, Tensor dweight, Tensor dbias)")                                            \
+  OPERATOR(batch_norm_act_training,                                                                \
+           "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "                           \
+           "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "  \
+           "float? momentum, float eps, str activation, float parameter)"                          \
+           " -> (Tensor y, Tensor mean, Tensor invstd)")                                           \
+  OPERATOR(batch_norm_act_eval,                                                                    \
+           "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? running_mean, "     \
+           "Tensor? running_var, float eps, bool save, str activation, float parameter)"           \
+           " -> (Tensor y, Tensor mean, Tensor invstd)")                                           \
+  OPERATOR(batch_norm_act_backward,                                                                \
+           "(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "   \
+           "Tensor invstd, bool training, str activation, float parameter, bool want_dx, "         \
+           "bool want_dresidual, bool want_dweight, bool want_dbias) -> "                          \
+           "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)")                          \
   OPERATOR(batch_norm_stats, "(Tensor x, bool additive) -> Tensor row")                            \
   OPERATOR(batch_norm_combine_apply,                                                               \
            "(Tensor x, Tensor rows, bool additive, Tensor? weight, Tensor? bias, "                 \
@@ -75,6 +90,28 @@ Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, cons
                               const OptionalTensor& weight, const at::Tensor& mean,
                               const at::Tensor& invstd, bool training, bool want_dx,
                               bool want_dweight, bool want_dbias);
+
+// The same with an epilogue: y = activation(batch_norm(x) + residual). The residual, if any, is
+// like x; `parameter` is that of an activation that has one, else 0. The saved statistics are
+// float64, from which backward computes the same pre-activation again.
+ForwardResults batch_norm_act_training(
+    const Backend& backend, const at::Tensor& x, const OptionalTensor& residual,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum, double eps, std::string_view activation, double parameter);
+
+ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
+                                   const OptionalTensor& residual, const OptionalTensor& weight,
+                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                   const OptionalTensor& running_var, double eps, bool save,
+                                   std::string_view activation, double parameter);
+
+// dx, dresidual, dweight and dbias.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward(
+    const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
+    const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
+    const at::Tensor& mean, const at::Tensor& invstd, bool training, std::string_view activation,
+    double parameter, bool want_dx, bool want_dresidual, bool want_dweight, bool want_dbias);
 
 // The steps apart, for statistics that several processes share: each reduces its own batch to a row
 // of float64, all get all rows (or, if they are `additive`, their sum), and go on. See struct

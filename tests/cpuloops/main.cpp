@@ -11,7 +11,7 @@
 int main() {
   using namespace fastbn::cpuloops;
   std::printf("%s\n", fastbn::cpu::capability());
-  const bool results[] = {reductions_pass(), elementwise_pass(), conversions_pass(),
-                          disjoint_passes()};
+  const bool results[] = {reductions_pass(), elementwise_pass(), epilogues_pass(),
+                          conversions_pass(), disjoint_passes()};
   return all(results) ? 0 : 1;
 }

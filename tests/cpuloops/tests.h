@@ -16,6 +16,7 @@ namespace fastbn::cpuloops {
 
 bool reductions_pass();
 bool elementwise_pass();
+bool epilogues_pass();
 bool conversions_pass();
 bool disjoint_passes();
 

@@ -37,6 +37,8 @@ ARITHMETIC = {
     # A multiply-add of three terms that may cancel, two of which carry the errors above; these
     # were divided by the number of elements.
     "dx": 20.0,
+    # A product with a derivative, which is put together from a few rounded terms.
+    "dresidual": 16.0,
 }
 
 # How many times that some data makes it.

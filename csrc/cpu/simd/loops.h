@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "../../core/activation_table.h"
 #include "../../core/dtype.h"
 
 namespace fastbn::cpu {
@@ -34,7 +35,7 @@ constexpr int64_t kMaxBlockColumns = 2048;
 constexpr bool fills_vectors(const Block2d& block) { return block.columns >= kMaxLanes; }
 
 // The demand of loops on two activations, one written and one read, is that they are disjoint();
-// see problem.h.
+// see problem.h. Or, without `stream`, the same.
 
 // Coefficients of struct Affine and GradAffine (core/finalize.h), in arrays of acc_t.
 struct AffineColumns {
@@ -42,6 +43,21 @@ struct AffineColumns {
 };
 struct GradAffineColumns {
   const void *mean, *scale, *slope, *offset;
+};
+
+// Those of the gradient through an epilogue: `affine` gives the pre-activation.
+struct ActivatedGradColumns {
+  AffineColumns affine;
+  const void *slope, *offset;
+};
+
+// struct Epilogue of problem.h; the residual, if any, begins with the block and lies like x.
+// `dtype` is that of the problem's activations, which the block may be a wider copy of.
+struct EpilogueLoop {
+  ActivationFunction function;
+  double parameter;
+  DType dtype;
+  const void* residual;
 };
 
 struct Loops {
@@ -69,6 +85,33 @@ struct Loops {
                      GradAffineColumns affine, int64_t step, bool stream);
   void (*grad_input_columns)(const void* dy, const void* x, void* dx, Block2d block,
                              GradAffineColumns affine, bool stream);
+
+  // The same with an epilogue: y of x.
+  void (*activate)(const void* x, void* y, Block2d block, AffineColumns affine, int64_t step,
+                   const EpilogueLoop& epilogue, bool stream);
+  void (*activate_columns)(const void* x, void* y, Block2d block, AffineColumns affine,
+                           const EpilogueLoop& epilogue, bool stream);
+  // What grad_sums and grad_input compute, from the gradient dz of the pre-activation in the place
+  // of dy. It is also left in `dz` unless that is null; grad_input then takes it from there. With
+  // statistics that are given and not taken in `training`, dx is dz * scale.
+  void (*activated_grad_sums)(const void* dy, const void* x, void* dz, Block2d block,
+                              AffineColumns affine, const EpilogueLoop& epilogue, double* sum_dz,
+                              double* sum_dz_xmu);
+  void (*activated_column_grad_sums)(const void* dy, const void* x, void* dz, Block2d block,
+                                     AffineColumns affine, const EpilogueLoop& epilogue,
+                                     double* sum_dz, double* sum_dz_xmu);
+  // What grad_input computes from dz where the function is ReLU, whose derivative is computed again
+  // sooner than dz is kept. With statistics that are given and not taken in `training`, dx is
+  // dz * scale.
+  void (*relu_grad_input)(const void* dy, const void* x, void* dx, Block2d block,
+                          ActivatedGradColumns coefficients, int64_t step,
+                          const EpilogueLoop& epilogue, bool training, bool stream);
+  void (*relu_grad_input_columns)(const void* dy, const void* x, void* dx, Block2d block,
+                                  ActivatedGradColumns coefficients, const EpilogueLoop& epilogue,
+                                  bool training, bool stream);
+  // dz alone, of blocks with fewer columns, too.
+  void (*activation_grad_columns)(const void* dy, const void* x, void* dz, Block2d block,
+                                  AffineColumns affine, const EpilogueLoop& epilogue);
 
   // `length` elements, `stride` apart, to and from adjacent acc_t.
   void (*pack)(const void* from, int64_t stride, int64_t length, void* to);

@@ -1,0 +1,128 @@
+"""The operators with an epilogue: what they return and refuse, and that tracing may trust them."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from fastbn.ops import batch_norm_act_backward, batch_norm_act_eval, batch_norm_act_training
+from tests.support.case_checks import EPS, MOMENTUM, statistics_of
+from tests.support.epilogues import ACTIVATIONS, with_epilogue
+from tests.support.tables import LAYOUTS, SHAPES, Case, make
+from tests.support.tolerances import assert_near
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+WANTED = [wanted for wanted in product([True, False], repeat=4) if any(wanted)]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
+@pytest.mark.parametrize("function", ["relu", "silu"])
+def test_backward_computes_what_is_wanted(
+    function: str, layout: str, training: bool, device: str
+) -> None:
+    """Any of the four gradients, whatever others are: ReLU's and others' ways to them differ."""
+    case = Case("image-49", SHAPES["image-49"], layout, torch.float64)
+    tensors, activation = make(case, device), ACTIVATIONS[function]
+    residual = LAYOUTS[layout](torch.randn(case.shape, dtype=torch.float64).to(device))
+    statistics = statistics_of(tensors, training)
+    vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
+    if training:
+        saved = batch_norm_act_training(
+            tensors.x, residual, *vectors, None, MOMENTUM, EPS, *activation
+        )[1:]
+    else:
+        saved = batch_norm_act_eval(tensors.x, residual, *vectors, EPS, True, *activation)[1:]
+    assert [statistic.dtype for statistic in saved] == [torch.float64] * 2
+    exact = with_epilogue(tensors, residual, activation, statistics, training)
+    for wanted in WANTED:
+        results = batch_norm_act_backward(
+            exact.dy,
+            tensors.x,
+            residual,
+            tensors.weight,
+            tensors.bias,
+            *saved,
+            training,
+            *activation,
+            *wanted,
+        )
+        names = ("dx", "dresidual", "dweight", "dbias")
+        for name, result, want in zip(names, results, wanted, strict=True):
+            if want:
+                assert_near(result, exact.expected[name], name)
+            else:
+                assert result.numel() == 0
+
+
+SAMPLES = [
+    *(
+        Case("image-49", SHAPES["image-49"], layout, torch.float32)
+        for layout in ("contiguous", "channels_last", "stepped")
+    ),
+    Case("matrix", SHAPES["matrix"], "contiguous", torch.float64),
+    Case("volume", SHAPES["volume"], "channels_last", torch.bfloat16),
+    Case("empty", (0, 3, 4, 4), "contiguous", torch.float32),
+]
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=str)
+def test_opcheck(case: Case, device: str) -> None:
+    tensors = make(case, device)
+    vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
+    counter = torch.tensor(3, device=device)
+    saved = torch.rand(2, case.shape[1], dtype=torch.float64, device=device).unbind()
+    train, evaluate, backward = (
+        getattr(torch.ops.fastbn, f"batch_norm_act_{name}").default
+        for name in ("training", "eval", "backward")
+    )
+    parameters = (tensors.weight, tensors.bias)
+    for residual, activation in ((tensors.dy, ("silu", 0.0)), (None, ("leaky_relu", 0.1))):
+        given = (tensors.x, residual)
+        torch.library.opcheck(train, (*given, *vectors, counter, MOMENTUM, EPS, *activation))
+        torch.library.opcheck(train, (*given, *[None] * 5, None, EPS, *activation))
+        for save in (True, False):
+            torch.library.opcheck(evaluate, (*given, *vectors, EPS, save, *activation))
+        for training, wanted in ((True, (True, True, True, True)), (False, (True, False) * 2)):
+            torch.library.opcheck(
+                backward, (tensors.dy, *given, *parameters, *saved, training, *activation, *wanted)
+            )
+
+
+X = torch.zeros(2, 3, 4, 4)
+REFUSED: list[tuple[Callable[[], Tensor], type[Exception], str]] = [
+    (
+        lambda: X[:, :1],
+        RuntimeError,
+        "residual has shape [2, 1, 4, 4] and x has shape [2, 3, 4, 4]; they must be the same",
+    ),
+    (lambda: X.double(), RuntimeError, "residual is Double and x is Float; they must be the same"),
+    (lambda: X.to("meta"), RuntimeError, "Tensor on device meta is not on the expected device"),
+]
+
+
+@pytest.mark.parametrize(
+    ("residual", "error", "message"), REFUSED, ids=["shape", "dtype", "device"]
+)
+def test_residuals_that_are_not_like_x_are_refused(
+    residual: Callable[[], Tensor], error: type[Exception], message: str
+) -> None:
+    rest = (None, None, None, None, None, MOMENTUM, EPS)
+    with pytest.raises(error, match=r"residual|meta") as caught:
+        torch.ops.fastbn.batch_norm_act_training.default(X, residual(), *rest, "relu", 0.0)
+    assert str(caught.value).startswith(message)
+
+
+def test_unknown_functions_are_refused() -> None:
+    for x in (X, X.to("meta")):
+        with pytest.raises(ValueError, match=r"^no activation function is called 'swoosh'$"):
+            batch_norm_act_training(
+                x, None, None, None, None, None, None, MOMENTUM, EPS, "swoosh", 0.0
+            )
