@@ -6,6 +6,7 @@
 from ._backend import build_info
 from .conversion import SwapReport, convert, revert
 from .functional import BatchNormFunction, batch_norm
+from .fused import BatchNormActFunction, batch_norm_act
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .planning import Plan, plan
 
@@ -15,10 +16,12 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormActFunction",
     "BatchNormFunction",
     "Plan",
     "SwapReport",
     "batch_norm",
+    "batch_norm_act",
     "build_info",
     "convert",
     "plan",

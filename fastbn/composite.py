@@ -16,6 +16,8 @@ from .ops import accumulate_dtype, check_forward
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .activations import Activation
+
 
 def _axes(x: Tensor) -> list[int]:
     """All dimensions but the channels'."""
@@ -137,3 +139,40 @@ def batch_norm_backward(
     if weight is not None:
         dweight = dweight.to(weight.dtype)
     return dx.to(x.dtype), dweight, dbias
+
+
+def batch_norm_act_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor | None, ...]:
+    """Gradients for x, residual, weight and bias as differentiable functions of all of these.
+
+    Those of ``activation(batch_norm(x) + residual)``, by autograd: in training the statistics are
+    computed again as functions of x, otherwise ``mean`` and ``invstd`` (C) are constants.
+    """
+    with torch.enable_grad():
+        # Aliases: gradients of these alone, whatever one of them is computed from.
+        given = (x, residual, weight, bias)
+        aliases = [t if t is None else t.view_as(t).requires_grad_() for t in given]
+        x, residual, weight, bias = aliases  # type: ignore[assignment]
+        wide = x.to(accumulate_dtype(x.dtype))
+        if training:
+            var, center = torch.var_mean(wide, _axes(x), correction=0, keepdim=True)
+            inverse = torch.rsqrt(var + eps)
+        else:
+            center, inverse = _per_channel(mean, x), _per_channel(invstd, x)
+        z = (wide - center) * (inverse if weight is None else inverse * _per_channel(weight, x))
+        z = z if bias is None else z + _per_channel(bias, x)
+        z = z if residual is None else z + residual
+        y = activation(z).to(x.dtype)
+        wanted = [alias for alias in aliases if alias is not None]
+        gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(None if alias is None else next(gradients) for alias in aliases)

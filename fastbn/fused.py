@@ -1,0 +1,246 @@
+"""Batch norm and what follows it, an activation function and a residual, as one function."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import composite
+from .activations import IDENTITY, Activation, activation_of
+from .functional import dispatch
+from .ops import batch_norm_act_backward, batch_norm_act_eval, batch_norm_act_training
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+class BatchNormActFunction(torch.autograd.Function):
+    """Batch norm, activation and residual with the compiled forward and backward.
+
+    ``BatchNormActFunction.apply(x, residual, weight, bias, running_mean, running_var,
+    num_batches_tracked, training, momentum, eps, activation)`` returns
+    ``activation(batch_norm(x) + residual)``. Of activations it saves x and the residual, and
+    neither the output nor what is between the two: backward computes that again, bitwise the same.
+    It is differentiable again, by :mod:`fastbn.composite`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        num_batches_tracked: Tensor | None,
+        training: bool,
+        momentum: float | None,
+        eps: float,
+        activation: Activation,
+    ) -> Tensor:
+        """Runs the compiled forward; see :func:`dispatch_act` for the arguments."""
+        statistics = (running_mean, running_var)
+        if training:
+            y, mean, invstd = batch_norm_act_training(
+                x,
+                residual,
+                weight,
+                bias,
+                *statistics,
+                num_batches_tracked,
+                momentum,
+                eps,
+                *activation,
+            )
+        else:
+            y, mean, invstd = batch_norm_act_eval(
+                x, residual, weight, bias, *statistics, eps, True, *activation
+            )
+        ctx.save_for_backward(x, residual, weight, bias, mean, invstd)
+        ctx.training = training
+        ctx.eps = eps
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Runs the compiled backward for the gradients that are wanted."""
+        x, residual, weight, bias, mean, invstd = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
+        want_dx, want_dresidual, want_dweight, want_dbias = wanted
+        saved = (x, residual, weight, bias, mean, invstd)
+        gradients: tuple[Tensor | None, ...]
+        if torch.is_grad_enabled():
+            gradients = composite.batch_norm_act_backward(
+                dy, *saved, ctx.training, ctx.eps, ctx.activation
+            )
+        else:
+            gradients = batch_norm_act_backward(
+                dy,
+                *saved,
+                ctx.training,
+                ctx.activation.name,
+                ctx.activation.parameter,
+                want_dx,
+                want_dresidual,
+                want_dweight,
+                want_dbias,
+            )
+        return (
+            *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)),
+            *(None,) * 7,
+        )
+
+
+def _has_kernels(
+    x: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> bool:
+    """Whether one operator does it all; else batch norm, addition and activation take turns."""
+    if x.is_cuda or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if type(eps) is not float or not (momentum is None or type(momentum) is float):
+        return False  # batch norm alone converts or refuses them
+    if any(
+        running is not None and running.requires_grad for running in (running_mean, running_var)
+    ):
+        return False  # and refuses these
+    return residual is None or (
+        residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+    )
+
+
+def dispatch_act(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """Chooses the way to y: one operator, with or without autograd, or one after the other.
+
+    Args:
+        x: (N, C, ...).
+        residual: added to the result of batch norm; None for nothing. What broadcasts against x
+            or promotes its dtype is added by PyTorch's own addition.
+        weight: see :func:`fastbn.functional.dispatch`, and so on until ``eps``.
+        bias: (C) or None.
+        running_mean: (C) or None.
+        running_var: (C) or None.
+        num_batches_tracked: int64 scalar or None.
+        training: normalize with the statistics of x.
+        momentum: weight of x in the running statistics.
+        eps: added to the variance.
+        activation: the function of the sum.
+    """
+    statistics = (running_mean, running_var, num_batches_tracked)
+    if residual is None and activation == IDENTITY:
+        return dispatch(x, weight, bias, *statistics, training, momentum, eps)
+    if not _has_kernels(x, residual, running_mean, running_var, momentum, eps):
+        y = dispatch(x, weight, bias, *statistics, training, momentum, eps)
+        return activation(y if residual is None else y + residual)
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, residual, weight, bias)
+    ):
+        result: Tensor = BatchNormActFunction.apply(  # type: ignore[no-untyped-call]
+            x, residual, weight, bias, *statistics, training, momentum, eps, activation
+        )
+        return result
+    if training:
+        return batch_norm_act_training(
+            x, residual, weight, bias, *statistics, momentum, eps, *activation
+        )[0]
+    return batch_norm_act_eval(
+        x, residual, weight, bias, running_mean, running_var, eps, False, *activation
+    )[0]
+
+
+def batch_norm_act(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = "relu",
+    activation_kwargs: Mapping[str, object] | None = None,
+) -> Tensor:
+    """``activation(batch_norm(input) + residual)`` in one pass over memory for all three.
+
+    The value is not rounded to the dtype of ``input`` in between. The gradient is that of the
+    activation at the rounded sum, as if it followed as an operation of its own.
+
+    Args:
+        input: (N, C, ...); see :func:`fastbn.batch_norm`, and so on until ``eps``.
+        running_mean: (C), updated in training; None only in training.
+        running_var: (C), likewise.
+        weight: (C), or None for ones.
+        bias: (C), or None for zeros.
+        training: use and record the statistics of ``input``.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance; positive in training.
+        residual: like ``input``. One that broadcasts against it, or has another dtype, is added by
+            PyTorch's own addition, which may widen the result.
+        activation: ``relu``, ``relu6``, ``leaky_relu``, ``elu``, ``silu``, ``gelu``, ``gelu_tanh``,
+            ``hardswish``, ``hardsigmoid``, ``sigmoid``, ``tanh``, ``mish``, or None.
+        activation_kwargs: keyword arguments as PyTorch's module of that name takes them.
+
+    Returns:
+        A tensor like ``input``, channels last where that is.
+
+    Raises:
+        ValueError: no activation of that name; and what :func:`fastbn.batch_norm` raises.
+        TypeError: a keyword argument that the activation does not have.
+    """
+    tensors = (input, running_mean, running_var, weight, bias, residual)
+    if has_torch_function_variadic(*tensors):
+        y: Tensor = handle_torch_function(
+            batch_norm_act,
+            tensors,
+            input,
+            running_mean,
+            running_var,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            residual=residual,
+            activation=activation,
+            activation_kwargs=activation_kwargs,
+        )
+        return y
+    function = activation_of(activation, activation_kwargs)
+    return dispatch_act(
+        input,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        None,
+        training,
+        momentum,
+        eps,
+        function,
+    )
