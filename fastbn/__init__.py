@@ -7,7 +7,14 @@ from ._backend import build_info
 from .conversion import SwapReport, convert, revert
 from .functional import BatchNormFunction, batch_norm
 from .fused import BatchNormActFunction, batch_norm_act
-from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+)
 from .planning import Plan, plan
 
 __version__ = str(build_info()["fastbn"])
@@ -16,6 +23,9 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BatchNormActFunction",
     "BatchNormFunction",
     "Plan",

@@ -71,6 +71,12 @@ class Activation(NamedTuple):
     name: str
     parameter: float = 0.0
 
+    @property
+    def kwargs(self) -> dict[str, float]:
+        """The keyword arguments of which :func:`activation_of` makes this, defaults included."""
+        parameter = _FUNCTIONS[self.name].parameter
+        return {} if parameter is None else {parameter.keyword: self.parameter}
+
     def __call__(self, z: Tensor) -> Tensor:
         """The same by PyTorch's own function."""
         function = _FUNCTIONS[self.name]

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..functional import dispatch
+from ..fused import dispatch_act
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,19 +30,25 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    from ..activations import Activation
+
 _STATISTICS = ("running_mean", "running_var")
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
+_is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._is_tracing
 _current_graph_task_id = torch._C._current_graph_task_id
 
 
-class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What the three classes add to stock's."""
+class FastBatchNorm(_BatchNorm):
+    """What fastbn's batch norms add to stock's, those with an activation included."""
 
     # Set it on a class or an instance to update running statistics in recomputed forwards, as
     # stock does.
     update_on_recompute: bool = False
+
+    # What follows batch norm; in a plain module, which takes no residual either, None.
+    _activation: Activation | None = None
 
     def __init__(
         self,
@@ -63,29 +71,33 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Normalizes ``input`` (N, C, ...); see the class."""
+        return self._forward(input)
+
+    def _forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Chooses what a call takes and updates, for plain modules and those with an activation."""
         recomputed = False
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             # Not is_exporting(), which torch.compile takes to be always true before torch 2.13.
             if torch.compiler._is_exporting_flag:
-                return self._exported_forward(input)
+                return self._exported_forward(input, residual)
         elif isinstance(input, Proxy):
-            # A leaf for symbolic tracing, as stock's modules are.
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+            return self._leaf(input.tracer, input, residual)
         elif _is_tracing():
-            return self._exported_forward(input)
+            return self._exported_forward(input, residual)
         else:
             # Inside a backward, where checkpointing computes a forward again.
             recomputed = _current_graph_task_id() != -1
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
 
-        # Straight from the dictionaries, as every call pays for nn.Module's attribute lookup. What
-        # is not there (parametrized, pruned or sharded) the lookup finds.
         parameters, buffers = self._parameters, self._buffers
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
-        mean = buffers["running_mean"] if "running_mean" in buffers else self.running_mean
-        var = buffers["running_var"] if "running_var" in buffers else self.running_var
+        try:
+            # As every call pays for nn.Module's attribute lookup.
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var = buffers["running_mean"], buffers["running_var"]
+        except KeyError:
+            # Parametrized, pruned or sharded.
+            weight, bias = self.weight, self.bias
+            mean, var = self.running_mean, self.running_var
         counter = None
         training = self.training
         if not training:
@@ -96,15 +108,45 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
             counter = buffers["num_batches_tracked"]
         else:
             counter = self.num_batches_tracked
-        return dispatch(input, weight, bias, mean, var, counter, training, self.momentum, self.eps)
+        activation = self._activation
+        if activation is None:
+            return dispatch(
+                input, weight, bias, mean, var, counter, training, self.momentum, self.eps
+            )
+        return dispatch_act(
+            input,
+            residual,
+            weight,
+            bias,
+            mean,
+            var,
+            counter,
+            training,
+            self.momentum,
+            self.eps,
+            activation,
+        )
 
-    def _exported_forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def _leaf(self, tracer: Any, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
+        """This call in a symbolic trace, a leaf of it as calls of stock's modules are."""
+        arguments = (input,) if residual is None else (input, residual)
+        path = tracer.path_of_module(self)
+        result: Tensor = tracer.create_proxy("call_module", path, arguments, {})
+        return result
+
+    def _exported_forward(self, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
         """Stock's forward: exporters know aten.batch_norm and nothing of ours."""
+        y = self._exported_batch_norm(input)
+        if residual is not None:
+            y = y + residual
+        return y if self._activation is None else self._activation(y)
+
+    def _exported_batch_norm(self, input: Tensor) -> Tensor:  # noqa: A002
         weight, mean, var = self.weight, self.running_mean, self.running_var
         if self.training or weight is None or mean is None or var is None:
-            return super().forward(input)
+            return _BatchNorm.forward(self, input)
         if mean.dtype == weight.dtype or weight.dtype not in HALF_DTYPES:
-            return super().forward(input)
+            return _BatchNorm.forward(self, input)
         # Which takes 16-bit parameters with statistics of the same dtype only.
         mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         return F.batch_norm(input, mean, var, weight, self.bias, eps=self.eps)
@@ -127,13 +169,13 @@ class _FastBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self._buffers[name] = old.to(now.device, torch.float32)
 
 
-class BatchNorm1d(_FastBatchNorm, nn.BatchNorm1d):
+class BatchNorm1d(FastBatchNorm, nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d`, faster: (N, C) or (N, C, L) to the same shape."""
 
 
-class BatchNorm2d(_FastBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(FastBatchNorm, nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d`, faster: (N, C, H, W) to the same shape."""
 
 
-class BatchNorm3d(_FastBatchNorm, nn.BatchNorm3d):
+class BatchNorm3d(FastBatchNorm, nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d`, faster: (N, C, D, H, W) to the same shape."""
