@@ -4,7 +4,7 @@
 """
 
 from ._backend import build_info
-from .conversion import SwapReport, convert, revert
+from .conversion import Adapter, SwapReport, convert, register, revert
 from .functional import BatchNormFunction, batch_norm
 from .fused import BatchNormActFunction, batch_norm_act
 from .modules import (
@@ -20,6 +20,7 @@ from .planning import Plan, plan
 __version__ = str(build_info()["fastbn"])
 
 __all__ = [
+    "Adapter",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -35,5 +36,6 @@ __all__ = [
     "build_info",
     "convert",
     "plan",
+    "register",
     "revert",
 ]

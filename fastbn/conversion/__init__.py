@@ -1,6 +1,7 @@
-"""Changes the batch norms of a model: stock's to fastbn's, and back."""
+"""Changes the batch norms of a model: others' to fastbn's, and back."""
 
+from .adapters import Adapter, register
 from .convert import convert, revert
 from .report import SwapReport
 
-__all__ = ["SwapReport", "convert", "revert"]
+__all__ = ["Adapter", "SwapReport", "convert", "register", "revert"]

@@ -40,15 +40,20 @@ _is_tracing = torch._C._is_tracing
 _current_graph_task_id = torch._C._current_graph_task_id
 
 
+def is_exported() -> bool:
+    """Whether operators are recorded for others, who know aten.batch_norm and nothing of ours."""
+    if _is_compiling():
+        # Not is_exporting(), which torch.compile takes to be always true before torch 2.13.
+        return torch.compiler._is_exporting_flag
+    return _is_tracing()
+
+
 class FastBatchNorm(_BatchNorm):
     """What fastbn's batch norms add to stock's, those with an activation included."""
 
     # Set it on a class or an instance to update running statistics in recomputed forwards, as
     # stock does.
     update_on_recompute: bool = False
-
-    # What follows batch norm; in a plain module, which takes no residual either, None.
-    _activation: Activation | None = None
 
     def __init__(
         self,
@@ -73,17 +78,28 @@ class FastBatchNorm(_BatchNorm):
         """Normalizes ``input`` (N, C, ...); see the class."""
         return self._forward(input)
 
-    def _forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Chooses what a call takes and updates, for plain modules and those with an activation."""
+    def _forward(
+        self,
+        input: Tensor,  # noqa: A002
+        residual: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> Tensor:
+        """Chooses what a call takes and updates, whatever follows batch norm.
+
+        Args:
+            input: (N, C, ...).
+            residual: added before the activation; None without one.
+            activation: None for plain batch norm.
+        """
         recomputed = False
+        # is_exported() and more, in place, as a call would show in the time of small batches.
         if _is_compiling():
-            # Not is_exporting(), which torch.compile takes to be always true before torch 2.13.
             if torch.compiler._is_exporting_flag:
-                return self._exported_forward(input, residual)
+                return self._exported_forward(input, residual, activation)
         elif isinstance(input, Proxy):
             return self._leaf(input.tracer, input, residual)
         elif _is_tracing():
-            return self._exported_forward(input, residual)
+            return self._exported_forward(input, residual, activation)
         else:
             # Inside a backward, where checkpointing computes a forward again.
             recomputed = _current_graph_task_id() != -1
@@ -108,7 +124,6 @@ class FastBatchNorm(_BatchNorm):
             counter = buffers["num_batches_tracked"]
         else:
             counter = self.num_batches_tracked
-        activation = self._activation
         if activation is None:
             return dispatch(
                 input, weight, bias, mean, var, counter, training, self.momentum, self.eps
@@ -134,12 +149,17 @@ class FastBatchNorm(_BatchNorm):
         result: Tensor = tracer.create_proxy("call_module", path, arguments, {})
         return result
 
-    def _exported_forward(self, input: Tensor, residual: Tensor | None) -> Tensor:  # noqa: A002
+    def _exported_forward(
+        self,
+        input: Tensor,  # noqa: A002
+        residual: Tensor | None,
+        activation: Activation | None,
+    ) -> Tensor:
         """Stock's forward: exporters know aten.batch_norm and nothing of ours."""
         y = self._exported_batch_norm(input)
         if residual is not None:
             y = y + residual
-        return y if self._activation is None else self._activation(y)
+        return y if activation is None else activation(y)
 
     def _exported_batch_norm(self, input: Tensor) -> Tensor:  # noqa: A002
         weight, mean, var = self.weight, self.running_mean, self.running_var

@@ -21,13 +21,54 @@ if TYPE_CHECKING:
 _STOCKS_CONVERTER = nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__  # type: ignore[attr-defined]
 
 
-class FastBatchNormAct(FastBatchNorm):
+class NotForStocksConverter(nn.Module):
+    """Refuses ``nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop the activation.
+
+    It makes a SyncBatchNorm of whatever is a ``_BatchNorm``, which these modules have to be for
+    everyone else, and gives no module a say in that. But it asks each for ``qconfig``, which
+    nothing but quantization knows, so there it can be told no. Who asks is seen by the code that
+    runs; all others find an attribute like any other.
+    """
+
+    # What TorchScript shall not compile when it traces.
+    __jit_unused_properties__: tuple[str, ...] = ("qconfig",)
+
+    def _instead_of_stocks_converter(self) -> str:
+        name = type(self).__name__.replace("Act", "")
+        return f"put nn.{name} and a module of the activation in its place first"
+
+    @property
+    def qconfig(self) -> Any:
+        """The attribute of that name that quantization sets, if it did."""
+        if sys._getframe(1).f_code is _STOCKS_CONVERTER:
+            raise RuntimeError(
+                "nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of "
+                f"{type(self).__name__}; {self._instead_of_stocks_converter()}"
+            )
+        try:
+            return self.__dict__["qconfig"]
+        except KeyError:
+            raise AttributeError("qconfig") from None
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        self.__dict__["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        del self.__dict__["qconfig"]
+
+
+class FastBatchNormAct(NotForStocksConverter, FastBatchNorm):
     """What the three classes add to those without an activation."""
 
     _activation: Activation
 
-    # What TorchScript shall not compile when it traces.
-    __jit_unused_properties__ = ("activation", "activation_kwargs", "qconfig")
+    __jit_unused_properties__ = (
+        *NotForStocksConverter.__jit_unused_properties__,
+        "activation",
+        "activation_kwargs",
+    )
 
     def __init__(
         self,
@@ -58,7 +99,7 @@ class FastBatchNormAct(FastBatchNorm):
         """
         if isinstance(residual, Proxy):
             return self._leaf(residual.tracer, input, residual)
-        return self._forward(input, residual)
+        return self._forward(input, residual, self._activation)
 
     @property
     def activation(self) -> str:
@@ -75,34 +116,6 @@ class FastBatchNormAct(FastBatchNorm):
         given = "".join(f", {key}={value}" for key, value in self.activation_kwargs.items())
         stocks = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{stocks}, activation={self.activation}{given}"
-
-    # nn.SyncBatchNorm.convert_sync_batchnorm makes a SyncBatchNorm of whatever is a _BatchNorm,
-    # which this has to be for everyone else, and gives no module a say in that. But it asks each
-    # for qconfig, which nothing but quantization knows, so there it can be told no. Who asks
-    # is seen by the code that runs, and all others find an attribute like any other.
-
-    @property
-    def qconfig(self) -> Any:
-        """The attribute of that name that quantization sets, if it did."""
-        if sys._getframe(1).f_code is _STOCKS_CONVERTER:
-            name = type(self).__name__
-            raise RuntimeError(
-                f"nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation "
-                f"{self.activation} of {name}; put nn.{name.replace('Act', '')} and a module of "
-                "the activation in its place first"
-            )
-        try:
-            return self.__dict__["qconfig"]
-        except KeyError:
-            raise AttributeError("qconfig") from None
-
-    @qconfig.setter
-    def qconfig(self, value: Any) -> None:
-        self.__dict__["qconfig"] = value
-
-    @qconfig.deleter
-    def qconfig(self) -> None:
-        del self.__dict__["qconfig"]
 
 
 class BatchNormAct1d(FastBatchNormAct, nn.BatchNorm1d):
