@@ -4,7 +4,7 @@
 """
 
 from ._backend import build_info
-from .conversion import Adapter, SwapReport, convert, register, revert
+from .conversion import Adapter, SwapReport, convert, freeze, register, revert, unfreeze
 from .functional import BatchNormFunction, batch_norm
 from .fused import BatchNormActFunction, batch_norm_act
 from .modules import (
@@ -35,7 +35,9 @@ __all__ = [
     "batch_norm_act",
     "build_info",
     "convert",
+    "freeze",
     "plan",
     "register",
     "revert",
+    "unfreeze",
 ]

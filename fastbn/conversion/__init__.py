@@ -2,6 +2,7 @@
 
 from .adapters import Adapter, register
 from .convert import convert, revert
+from .freeze import freeze, unfreeze
 from .report import SwapReport
 
-__all__ = ["Adapter", "SwapReport", "convert", "register", "revert"]
+__all__ = ["Adapter", "SwapReport", "convert", "freeze", "register", "revert", "unfreeze"]

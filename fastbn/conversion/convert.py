@@ -20,7 +20,7 @@ _logger = logging.getLogger("fastbn")
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_HIDDEN = "its forward was replaced on the instance, which hides the class's"
+HIDDEN = "its forward was replaced on the instance, which hides the class's"
 
 
 def _advice(module: nn.Module) -> str | None:
@@ -68,7 +68,7 @@ def convert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapRepor
         adapter = adapter_of(type(module))
         reason = adapter.reason_to_stay(module) if adapter else reason_unknown_stays(module)
         if adapter and "forward" in module.__dict__:
-            reason = _HIDDEN
+            reason = HIDDEN
         if reason is not None:
             report.left[name] = reason
         elif adapter is not None:
@@ -110,12 +110,13 @@ def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport
     for name, module in model.named_modules():
         original = original_of(type(module))
         if original is not None and "forward" in module.__dict__:
-            report.left[name] = _HIDDEN
+            report.left[name] = HIDDEN
+        elif original is not None and "_frozen" in module.__dict__:
+            report.left[name] = "it is frozen, which its own class would forget; unfreeze it first"
         elif original is not None:
             report.swapped.append(name)
             if not dry_run:
-                module.__class__ = original
-                _narrow_statistics(module)
+                restore(module, original)
         elif isinstance(module, FastBatchNormAct):
             report.left[name] = (
                 f"{type(module).__name__} was not converted, and nothing of stock does what it does"
@@ -126,8 +127,9 @@ def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport
     return model
 
 
-def _narrow_statistics(module: nn.Module) -> None:
-    """Gives running statistics the dtype of 16-bit parameters."""
+def restore(module: nn.Module, original: type[nn.Module]) -> None:
+    """Gives a module its class back, and statistics beside 16-bit parameters their dtype."""
+    module.__class__ = original
     weight = module._parameters.get("weight")
     if weight is None or weight.dtype not in HALF_DTYPES:
         return

@@ -13,7 +13,7 @@ Differences from stock, all on purpose:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,20 @@ _is_tracing = torch._C._is_tracing
 _current_graph_task_id = torch._C._current_graph_task_id
 
 
+class Frozen(NamedTuple):
+    """What :func:`fastbn.unfreeze` makes of a module again.
+
+    Attributes:
+        training: the mode that :meth:`train` was told last.
+        converted: freezing converted the module.
+        requires_grad: of the parameters that were frozen, by name, whether they had gradients.
+    """
+
+    training: bool
+    converted: bool
+    requires_grad: dict[str, bool]
+
+
 def is_exported() -> bool:
     """Whether operators are recorded for others, who know aten.batch_norm and nothing of ours."""
     if _is_compiling():
@@ -54,6 +68,9 @@ class FastBatchNorm(_BatchNorm):
     # Set it on a class or an instance to update running statistics in recomputed forwards, as
     # stock does.
     update_on_recompute: bool = False
+
+    # While statistics are fixed, which :func:`fastbn.freeze` does, the module is in eval.
+    _frozen: Frozen | None = None
 
     def __init__(
         self,
@@ -170,6 +187,19 @@ class FastBatchNorm(_BatchNorm):
         # Which takes 16-bit parameters with statistics of the same dtype only.
         mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         return F.batch_norm(input, mean, var, weight, self.bias, eps=self.eps)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode; of a frozen module, that after :func:`fastbn.unfreeze`."""
+        super().train(mode)
+        if self._frozen is not None:
+            self._frozen = self._frozen._replace(training=mode)
+            self.training = False
+        return self
+
+    def extra_repr(self) -> str:
+        """Stock's, and whether the module is frozen."""
+        stocks: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return stocks if self._frozen is None else f"{stocks}, frozen"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: self._buffers.get(name) for name in _STATISTICS}

@@ -114,8 +114,7 @@ class FastBatchNormAct(NotForStocksConverter, FastBatchNorm):
     def extra_repr(self) -> str:
         """Stock's, and the activation function."""
         given = "".join(f", {key}={value}" for key, value in self.activation_kwargs.items())
-        stocks = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{stocks}, activation={self.activation}{given}"
+        return f"{super().extra_repr()}, activation={self.activation}{given}"
 
 
 class BatchNormAct1d(FastBatchNormAct, nn.BatchNorm1d):

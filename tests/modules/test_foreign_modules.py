@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +13,6 @@ from torch import fx, nn
 
 import fastbn
 from tests.support.lookalikes import (
-    PACKAGES,
     DetectronFrozenBatchNorm2d,
     TimmBatchNormAct2d,
     TimmFrozenBatchNormAct2d,
@@ -113,11 +110,8 @@ def test_class_is_made_once(kind: str) -> None:
 
 @each
 @pytest.mark.parametrize("how", ["pickle", "torch", "deepcopy"])
-def test_copies_are_converted_and_can_be_reverted(
-    kind: str, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for package in PACKAGES:
-        monkeypatch.setitem(sys.modules, package, sys.modules.get(package, ModuleType(package)))
+@pytest.mark.usefixtures("importable_lookalikes")
+def test_copies_are_converted_and_can_be_reverted(kind: str, how: str) -> None:
     original = randomized(EVERY[kind]()).eval()
     cls = type(original)
     module = fastbn.convert(original)
