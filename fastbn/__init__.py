@@ -4,7 +4,17 @@
 """
 
 from ._backend import build_info
-from .conversion import Adapter, SwapReport, convert, freeze, register, revert, unfreeze
+from .conversion import (
+    Adapter,
+    FoldReport,
+    SwapReport,
+    convert,
+    fold,
+    freeze,
+    register,
+    revert,
+    unfreeze,
+)
 from .functional import BatchNormFunction, batch_norm
 from .fused import BatchNormActFunction, batch_norm_act
 from .modules import (
@@ -29,12 +39,14 @@ __all__ = [
     "BatchNormAct3d",
     "BatchNormActFunction",
     "BatchNormFunction",
+    "FoldReport",
     "Plan",
     "SwapReport",
     "batch_norm",
     "batch_norm_act",
     "build_info",
     "convert",
+    "fold",
     "freeze",
     "plan",
     "register",

@@ -90,7 +90,13 @@ def _stand_ins() -> tuple[Class, ...]:
 
     @_named("timm.layers.norm_act")
     class SyncBatchNormAct(nn.SyncBatchNorm):
-        """Stock's, with the other class's submodules."""
+        """Stock's, followed by the submodules it was given."""
+
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            y = super().forward(input)
+            for child in self.children():
+                y = child(y)
+            return y
 
     @_named("timm.layers.norm_act")
     class FrozenBatchNormAct2d(_DropAndAct):
