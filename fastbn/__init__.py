@@ -16,7 +16,7 @@ from .conversion import (
     unfreeze,
 )
 from .functional import BatchNormFunction, batch_norm
-from .fused import BatchNormActFunction, batch_norm_act
+from .fused import batch_norm_act
 from .modules import (
     BatchNorm1d,
     BatchNorm2d,
@@ -37,7 +37,6 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
-    "BatchNormActFunction",
     "BatchNormFunction",
     "FoldReport",
     "Plan",

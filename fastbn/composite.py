@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd import forward_ad
 
+from .activations import Activation
 from .ops import accumulate_dtype, check_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .activations import Activation
 
 
 def _axes(x: Tensor) -> list[int]:
@@ -151,9 +150,12 @@ def batch_norm_act_backward(
     invstd: Tensor,
     training: bool,
     eps: float,
-    activation: Activation,
-) -> tuple[Tensor | None, ...]:
+    activation: str,
+    parameter: float,
+) -> tuple[Tensor, ...]:
     """Gradients for x, residual, weight and bias as differentiable functions of all of these.
+
+    Of no elements for what is None.
 
     Those of ``activation(batch_norm(x) + residual)``, by autograd: in training the statistics are
     computed again as functions of x, otherwise ``mean`` and ``invstd`` (C) are constants.
@@ -172,7 +174,13 @@ def batch_norm_act_backward(
         z = (wide - center) * (inverse if weight is None else inverse * _per_channel(weight, x))
         z = z if bias is None else z + _per_channel(bias, x)
         z = z if residual is None else z + residual
-        y = activation(z).to(x.dtype)
+        y = Activation(activation, parameter)(z).to(x.dtype)
         wanted = [alias for alias in aliases if alias is not None]
         gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return tuple(None if alias is None else next(gradients) for alias in aliases)
+    return tuple(dy.new_empty(0) if alias is None else next(gradients) for alias in aliases)
+
+
+# Kernels of the operators that csrc/ops/autograd.cpp asks for gradients of gradients.
+_LIBRARY = torch.library.Library("fastbn", "FRAGMENT")
+for _kernel in (batch_norm_backward, batch_norm_act_backward):
+    _LIBRARY.impl(f"{_kernel.__name__}_composite", _kernel, "CompositeImplicitAutograd")

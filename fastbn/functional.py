@@ -1,4 +1,4 @@
-"""Batch norm as a function, and as a ``torch.autograd.Function`` over the compiled operators."""
+"""Batch norm as a function, and as a ``torch.autograd.Function``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import composite
 from ._multiprocessors import leave_multiprocessors_free
-from .ops import batch_norm_backward, batch_norm_eval, batch_norm_training
+from .ops import batch_norm_backward, batch_norm_eval, batch_norm_training, operators
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """Batch norm with the compiled forward and backward.
+    """Batch norm with the compiled forward and backward, for who builds on autograd functions.
+
+    What :func:`batch_norm` and the modules call does the same in fewer microseconds.
 
     ``BatchNormFunction.apply(x, weight, bias, running_mean, running_var, num_batches_tracked,
     training, momentum, eps)`` returns y. It saves x, weight and the statistics it used, never the
@@ -138,20 +140,8 @@ def dispatch(
             if statistic is not None and statistic.requires_grad:
                 _count(num_batches_tracked)
                 _refuse_grad(name)
-        if (
-            x.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-        ):
-            y: Tensor = BatchNormFunction.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, *statistics, training, momentum, eps
-            )
-            return y
-    if training:
-        return batch_norm_training(
-            x, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-        )[0]
-    return batch_norm_eval(x, weight, bias, running_mean, running_var, eps, False)[0]
+    y: Tensor = operators.batch_norm(x, weight, bias, *statistics, training, momentum, eps)
+    return y
 
 
 def batch_norm(

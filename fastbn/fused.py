@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import composite
 from .activations import IDENTITY, Activation, activation_of
 from .functional import dispatch
-from .ops import batch_norm_act_backward, batch_norm_act_eval, batch_norm_act_training
+from .ops import operators
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
-
-
-class BatchNormActFunction(torch.autograd.Function):
-    """Batch norm, activation and residual with the compiled forward and backward.
-
-    ``BatchNormActFunction.apply(x, residual, weight, bias, running_mean, running_var,
-    num_batches_tracked, training, momentum, eps, activation)`` returns
-    ``activation(batch_norm(x) + residual)``. Of activations it saves x and the residual, and
-    neither the output nor what is between the two: backward computes that again, bitwise the same.
-    It is differentiable again, by :mod:`fastbn.composite`.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        training: bool,
-        momentum: float | None,
-        eps: float,
-        activation: Activation,
-    ) -> Tensor:
-        """Runs the compiled forward; see :func:`dispatch_act` for the arguments."""
-        statistics = (running_mean, running_var)
-        if training:
-            y, mean, invstd = batch_norm_act_training(
-                x,
-                residual,
-                weight,
-                bias,
-                *statistics,
-                num_batches_tracked,
-                momentum,
-                eps,
-                *activation,
-            )
-        else:
-            y, mean, invstd = batch_norm_act_eval(
-                x, residual, weight, bias, *statistics, eps, True, *activation
-            )
-        ctx.save_for_backward(x, residual, weight, bias, mean, invstd)
-        ctx.training = training
-        ctx.eps = eps
-        ctx.activation = activation
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Runs the compiled backward for the gradients that are wanted."""
-        x, residual, weight, bias, mean, invstd = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:4]
-        want_dx, want_dresidual, want_dweight, want_dbias = wanted
-        saved = (x, residual, weight, bias, mean, invstd)
-        gradients: tuple[Tensor | None, ...]
-        if torch.is_grad_enabled():
-            gradients = composite.batch_norm_act_backward(
-                dy, *saved, ctx.training, ctx.eps, ctx.activation
-            )
-        else:
-            gradients = batch_norm_act_backward(
-                dy,
-                *saved,
-                ctx.training,
-                ctx.activation.name,
-                ctx.activation.parameter,
-                want_dx,
-                want_dresidual,
-                want_dweight,
-                want_dbias,
-            )
-        return (
-            *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)),
-            *(None,) * 7,
-        )
 
 
 def _has_kernels(
@@ -133,7 +53,7 @@ def dispatch_act(
     eps: float,
     activation: Activation,
 ) -> Tensor:
-    """Chooses the way to y: one operator, with or without autograd, or one after the other.
+    """Chooses the way to y: one operator, or one after the other.
 
     Args:
         x: (N, C, ...).
@@ -155,20 +75,10 @@ def dispatch_act(
     if not _has_kernels(x, residual, running_mean, running_var, momentum, eps):
         y = dispatch(x, weight, bias, *statistics, training, momentum, eps)
         return activation(y if residual is None else y + residual)
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, residual, weight, bias)
-    ):
-        result: Tensor = BatchNormActFunction.apply(  # type: ignore[no-untyped-call]
-            x, residual, weight, bias, *statistics, training, momentum, eps, activation
-        )
-        return result
-    if training:
-        return batch_norm_act_training(
-            x, residual, weight, bias, *statistics, momentum, eps, *activation
-        )[0]
-    return batch_norm_act_eval(
-        x, residual, weight, bias, running_mean, running_var, eps, False, *activation
-    )[0]
+    result: Tensor = operators.batch_norm_act(
+        x, residual, weight, bias, *statistics, training, momentum, eps, *activation
+    )
+    return result
 
 
 def batch_norm_act(

@@ -29,6 +29,10 @@ Results = TypeVar("Results")
 # The channels-last memory formats, by the number of dimensions of their tensors.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
+# All of them, by name: those below, and batch_norm and batch_norm_act, which have their gradients
+# and no fake implementation, as they are composed of others.
+operators = torch.ops.fastbn
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

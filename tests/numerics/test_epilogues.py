@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import fastbn
 from fastbn._backend import activation_functions
 from fastbn.activations import NAMES, Activation
-from fastbn.fused import BatchNormActFunction
+from fastbn.fused import dispatch_act
 from tests.support import oracle
 from tests.support.case_checks import EPS, MOMENTUM, statistics_of
 from tests.support.epilogues import ACTIVATIONS, derivative, with_epilogue
@@ -51,20 +51,8 @@ def apply(
     tensors: Tensors, residual: Tensor | None, activation: Activation, training: bool
 ) -> Tensor:
     """By the compiled operators."""
-    y: Tensor = BatchNormActFunction.apply(  # type: ignore[no-untyped-call]
-        tensors.x,
-        residual,
-        tensors.weight,
-        tensors.bias,
-        tensors.running_mean,
-        tensors.running_var,
-        None,
-        training,
-        MOMENTUM,
-        EPS,
-        activation,
-    )
-    return y
+    vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
+    return dispatch_act(tensors.x, residual, *vectors, None, training, MOMENTUM, EPS, activation)
 
 
 def test_names_are_those_of_the_compiled_functions() -> None:
