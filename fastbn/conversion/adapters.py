@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..modules.batchnorm import FastBatchNorm
-from .foreign import (
+from ..modules.foreign import (
     FastFrozenBatchNorm,
     FastTimmBatchNormAct,
     FastTimmFrozenBatchNormAct,

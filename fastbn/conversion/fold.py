@@ -12,8 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..activations import IDENTITY
 from ..modules import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from ..modules.activation_modules import is_observed
 from ..modules.epilogue import Epilogue
-from .activation_modules import is_observed
 from .adapters import adapter_of, original_of
 from .neighbors import layers_before
 from .report import FoldReport

@@ -1,7 +1,7 @@
 """Forwards for other libraries' modules, which stay what they are in all else.
 
-Each class here is put in front of a library's own by :func:`.adapters.fast_subclass`, so
-``super()`` of a frozen batch norm is that library's forward.
+Each class here is put in front of a library's own, by :mod:`fastbn.conversion`, so ``super()`` of a
+frozen batch norm is that library's forward.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.fx import Proxy
 
 from ..activations import IDENTITY, Activation
 from ..fused import dispatch_act
-from ..modules.batchnorm import FastBatchNorm, is_exported
-from ..modules.fused import NotForStocksConverter
 from .activation_modules import activation_of_module
+from .batchnorm import FastBatchNorm, is_exported
+from .fused import NotForStocksConverter
 
 if TYPE_CHECKING:
     from torch import Tensor
