@@ -14,6 +14,7 @@ from torch import nn
 from ..modules import HALF_DTYPES
 from ..modules.fused import FastBatchNormAct
 from .adapters import adapter_of, original_of, reason_unknown_stays
+from .fusion.rewriting import unfuse
 from .report import SwapReport
 
 _logger = logging.getLogger("fastbn")
@@ -95,9 +96,10 @@ def revert(model: nn.Module, *, dry_run: Literal[True]) -> SwapReport: ...
 def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport:
     """Makes every module that :func:`convert` takes what it was, in place.
 
-    For tools that look for exact classes, and for machines without fastbn. fastbn's own
-    ``BatchNorm1d/2d/3d`` become stock's. Running statistics that fastbn kept in float32 beside
-    16-bit parameters take the parameters' dtype, the only one stock computes with.
+    For tools that look for exact classes, and for machines without fastbn. What
+    :func:`fastbn.fuse` did is undone, too. fastbn's own ``BatchNorm1d/2d/3d`` become stock's.
+    Running statistics that fastbn kept in float32 beside 16-bit parameters take the parameters'
+    dtype, the only one stock computes with.
 
     Args:
         model: the model; if it is a batch norm itself, its own class changes.
@@ -123,6 +125,7 @@ def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport
             )
     if dry_run:
         return report
+    unfuse(model)
     _logger.info("revert: %s", report)
     return model
 

@@ -51,12 +51,17 @@ def is_observed(module: nn.Module) -> bool:
     )
 
 
+def function_of_module(module: nn.Module) -> Activation | None:
+    """The function that a module computes; None if the compiled operators do not have it."""
+    cls = type(module)
+    of = _OF_CLASS.get(cls)
+    return of(module) if of else _OF_NAME.get((cls.__module__, cls.__qualname__))
+
+
 def activation_of_module(module: nn.Module) -> Activation | None:
     """The function that a module computes; None where it has to be called instead.
 
     That is where the compiled operators do not have its function, or somebody hooked into it.
     """
-    cls = type(module)
-    of = _OF_CLASS.get(cls)
-    activation = of(module) if of else _OF_NAME.get((cls.__module__, cls.__qualname__))
+    activation = function_of_module(module)
     return None if activation is None or is_observed(module) else activation
