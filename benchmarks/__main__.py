@@ -4,7 +4,8 @@ kernels: passes over many shapes. overhead: what a call costs the host. model: a
 ResNet-50. memory: what is saved for backward, and the peak. claims: what is said of batch
 normalization, put to the test. Without a name all but the claims are measured; all is all of them.
 
-Also: compare BEFORE.json AFTER.json, for regressions; readme, which writes the measured parts of
+Also: compare BEFORE.json AFTER.json, for regressions; architectures, which fuses networks of
+torchvision and timm and compares them with stock's; readme, which writes the measured parts of
 README.md.
 """
 
@@ -205,6 +206,10 @@ def main(arguments: list[str] | None = None) -> int:
         from . import compare
 
         return compare.main(arguments[1:])
+    if arguments[:1] == ["architectures"]:
+        from . import architectures
+
+        return architectures.main(arguments[1:])
     if arguments[:1] == ["readme"]:
         from . import readme
 
