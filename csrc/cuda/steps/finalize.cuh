@@ -70,7 +70,7 @@ class FinalStatistics {
   // Saves the statistics for backward, and blends them into the running ones: one of the blocks
   // that know them calls these.
   FASTBN_DEVICE void save(int64_t channel) const {
-    write(op_.mean, channel, mean_);
+    write(op_.mean, channel, statistics_.exact_mean);  // rounded, unless it is saved in float64
     write(op_.invstd, channel, statistics_.invstd);
   }
   FASTBN_DEVICE void update_running(int64_t channel) const {
