@@ -217,34 +217,17 @@ struct Mish {
 
 }  // namespace activation
 
-// The function's value at z.
-template <typename Math>
-FASTBN_HOST_DEVICE typename Math::Value activate(ActivationFunction function,
-                                                 typename Math::Value z,
-                                                 typename Math::Value parameter) {
+// Calls body(activation::Function<Math>()) for a function: where it is the same for many values,
+// the choice is made once.
+template <typename Math, typename Body>
+FASTBN_HOST_DEVICE void with_function(ActivationFunction function, const Body& body) {
   switch (function) {
 #define FASTBN_FUNCTION(Function, name) \
   case ActivationFunction::k##Function: \
-    return activation::Function<Math>::value(z, parameter);
+    return body(activation::Function<Math>());
     FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
 #undef FASTBN_FUNCTION
   }
-  return z;
-}
-
-// Its derivative at z.
-template <typename Math>
-FASTBN_HOST_DEVICE typename Math::Value derivative_of(ActivationFunction function,
-                                                      typename Math::Value z,
-                                                      typename Math::Value parameter) {
-  switch (function) {
-#define FASTBN_FUNCTION(Function, name) \
-  case ActivationFunction::k##Function: \
-    return activation::Function<Math>::derivative(z, parameter);
-    FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
-#undef FASTBN_FUNCTION
-  }
-  return z;
 }
 
 }  // namespace fastbn

@@ -40,17 +40,15 @@ struct Activation {
   int64_t sizes[kMaxSpatialDims] = {};
   int64_t strides[kMaxSpatialDims] = {};
 
-  // One that is written can be read.
+  // What is written can be read by the next kernel.
   template <typename Mutable = Data, typename = std::enable_if_t<!std::is_const_v<Mutable>>>
-  operator Activation<const Mutable>() const {
-    Activation<const Mutable> read;
-    read.data = data;
-    read.batch_stride = batch_stride;
-    read.channel_stride = channel_stride;
-    read.spatial_dims = spatial_dims;
-    std::copy_n(sizes, kMaxSpatialDims, read.sizes);
-    std::copy_n(strides, kMaxSpatialDims, read.strides);
-    return read;
+  FASTBN_HOST_DEVICE operator Activation<const Mutable>() const {
+    Activation<const Mutable> input{data, batch_stride, channel_stride, spatial_dims, {}, {}};
+    for (int d = 0; d < spatial_dims; ++d) {
+      input.sizes[d] = sizes[d];
+      input.strides[d] = strides[d];
+    }
+    return input;
   }
 };
 

@@ -142,14 +142,7 @@ class StreamMemory {
   c10::cuda::CUDAStream stream_ = c10::cuda::getCurrentCUDAStream();
 };
 
-void check_epilogue(const Epilogue& epilogue) {
-  TORCH_CHECK_NOT_IMPLEMENTED(epilogue.is_empty(),
-                              "CUDA kernels of fastbn have no activation or residual yet; apply "
-                              "them to the result of batch_norm");
-}
-
 void training_forward(const TrainingForward& op) {
-  check_epilogue(op.epilogue);
   const Plan plan = plan_for(request(op));
   StreamMemory memory;
   const CallWorkspace workspace(memory, plan);
@@ -157,13 +150,11 @@ void training_forward(const TrainingForward& op) {
 }
 
 void eval_forward(const EvalForward& op) {
-  check_epilogue(op.epilogue);
   const Plan plan = plan_for(request(op));
   cuda::eval_forward(op, plan, c10::cuda::getCurrentCUDAStream().stream());
 }
 
 void backward(const Backward& op) {
-  check_epilogue(op.epilogue);
   const Plan plan = plan_for(request(op));
   StreamMemory memory;
   const CallWorkspace workspace(memory, plan);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "act.cuh"
 #include "algorithms/one_block.cuh"
 #include "algorithms/persistent.cuh"
 #include "algorithms/two_pass.cuh"
@@ -26,18 +27,32 @@ void backward(const Backward& op, const Plan& plan, const Workspace& workspace, 
     }
     if (is_persistent(plan.algorithm)) {
       if constexpr (Mapping::kPersistent) {
-        launch("persistent_backward", persistent_backward<Mapping>, op, plan.geometry, workspace,
-               launch.tile_maps(inputs(op), op.dx));
+        if (plan.epilogue != EpilogueKind::kNone) {
+          persistent_backward_act(launch, op, plan, workspace);
+          return;
+        }
+        launch("persistent_backward", persistent_backward<Mapping, EpilogueKind::kNone>, op,
+               plan.geometry, workspace, launch.tile_maps(inputs<EpilogueKind::kNone>(op), op.dx));
         return;
       }
       throw not_persistent(plan);
     }
-    launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping>, op, plan.geometry,
-           workspace);
-    if (plan.launches == 2) {
-      launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping>, op, plan.geometry,
-                  workspace);
+    Backward to_apply = op;
+    if (plan.epilogue != EpilogueKind::kNone) {
+      reduce_backward_act(launch, op, plan, workspace);
+      if (plan.launches == 1) return;
+      if (op.dresidual.data == nullptr) {
+        apply_backward_act(launch, op, plan, workspace);
+        return;
+      }
+      to_apply.dy = op.dresidual;
+    } else {
+      launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping, EpilogueKind::kNone>, op,
+             plan.geometry, workspace);
+      if (plan.launches == 1) return;
     }
+    launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping, EpilogueKind::kNone>,
+                to_apply, plan.geometry, workspace);
   });
 }
 

@@ -163,8 +163,23 @@ constexpr int kBarrierBytes = 8;
 // the warps of a block to hide the latency, and tiles of no more are small.
 constexpr int kSmemVectors = 2;
 
-// A block's shared memory begins with kCoefficients of each of its channels; then comes scratch to
-// merge what threads, columns and splits have reduced.
+// What follows batch norm, as far as kernels are compiled for it: nothing; an activation function,
+// whichever; or that of the sum with a residual. In backward kResidual means that the residual is
+// read, which only derivatives that depend on it need.
+enum class EpilogueKind : int8_t { kNone, kActivation, kResidual };
+
+// Vectors of each of several tensors, if a thread takes so many of all of them at once.
+FASTBN_HOST_DEVICE constexpr int vectors_of_each(int vectors, int tensors) {
+  return vectors > tensors ? vectors / tensors : 1;
+}
+
+// A block's shared memory begins with kCoefficients of each of its channels and, in backward with
+// an epilogue, with one number more, the shift of forward; then comes scratch to merge what
+// threads, columns and splits have reduced.
+constexpr int kShiftPlace = kCoefficients;
+FASTBN_HOST_DEVICE constexpr int record_numbers(bool has_shift) {
+  return kCoefficients + has_shift;
+}
 
 // Numbers that statistics of `lanes` channels consist of: a count, means and squared deviations.
 constexpr int statistics_numbers(int lanes) { return 1 + 2 * lanes; }

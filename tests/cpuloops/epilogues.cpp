@@ -88,7 +88,10 @@ struct EpilogueCase {
     return 8 * kAccRoundoff<scalar_t> * terms;
   }
   double value(int64_t i, int64_t column) const {
-    return activate<ExactMath>(function, z(i, column), kParameter);
+    double value = 0;
+    with_function<ExactMath>(function,
+                             [&](auto chosen) { value = chosen.value(z(i, column), kParameter); });
+    return value;
   }
   double value_error(int64_t i, int64_t column) const {
     return kSteepest * uncertainty(i, column) +
@@ -96,7 +99,10 @@ struct EpilogueCase {
   }
   double slope_at(double z) const {
     const double held = Type<scalar_t>::decode(Type<scalar_t>::encode(z));
-    return derivative_of<ExactMath>(function, held, kParameter);
+    double slope = 0;
+    with_function<ExactMath>(function,
+                             [&](auto chosen) { slope = chosen.derivative(held, kParameter); });
+    return slope;
   }
   double dz(int64_t i, int64_t column) const { return dy[i] * slope_at(z(i, column)); }
   // Slopes on both sides of z may be those of both sides of a kink, or of different 16-bit numbers.

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Epilogue",
     "Report",
     "Scale",
+    "act_backward",
     "backward",
     "backward_combine_apply",
     "backward_reduce",
@@ -46,9 +48,11 @@ class Report:
         launches: of each kernel, `blocks`, `threads`, `shared_bytes` per block, blocks of a
             `cluster`, `barriers` and `cluster_barriers` that were passed, and whether it is
             `cooperative` and `overlaps_previous` ones.
+        planned: `read_bytes` and `written_bytes` of activations that the plan counts.
         activations: `read_bytes`, `written_bytes`, histograms of the sizes of `loads` and
             `stores`, `bulk_copies` and their `bulk_bytes`, `bulk_stores` and their
-            `bulk_stored_bytes`, and among these `box_copies` and `box_stores`, of x, y, dy and dx.
+            `bulk_stored_bytes`, and among these `box_copies` and `box_stores`, of x, y, dy and dx
+            and, with a residual, of that and its gradient.
         vectors: the same of values per channel.
         workspace: the same of what passes between blocks and kernels.
         allocations: bytes of each block of memory that calls asked for.
@@ -58,6 +62,7 @@ class Report:
     algorithm: str
     mapping: str
     launches: list[dict[str, Any]]
+    planned: dict[str, int]
     activations: dict[str, Any]
     vectors: dict[str, Any]
     workspace: dict[str, Any]
@@ -100,6 +105,21 @@ class Scale:
 WHOLE = Scale()
 
 
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows batch norm: ``y = activation(batch_norm(x) + residual)``.
+
+    Attributes:
+        activation: the function, as operators name it.
+        parameter: of a function that has one, else 0.
+        residual: like x; None for none.
+    """
+
+    activation: str = "identity"
+    parameter: float = 0.0
+    residual: Tensor | None = None
+
+
 def _run(
     operator: str, arguments: tuple[Any, ...], device: str, scale: Scale, algorithm: str, seed: int
 ) -> tuple[Any, Report]:
@@ -127,6 +147,7 @@ def forward(
     running_var: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
     *,
+    epilogue: Epilogue | None = None,
     training: bool = True,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
@@ -144,6 +165,7 @@ def forward(
         running_mean: updated in training, used in eval; see weight.
         running_var: see running_mean.
         num_batches_tracked: a single int64, counted up in training.
+        epilogue: what follows; None for the operators without any.
         training: whether to normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics; None for the average over all.
         eps: added to the variance.
@@ -156,10 +178,18 @@ def forward(
         (y, mean, invstd) and the report.
     """
     vectors = (weight, bias, running_mean, running_var)
+    name = "batch_norm"
+    inputs: tuple[Tensor | None, ...] = (x,)
+    behind: tuple[str | float, ...] = ()
+    if epilogue is not None:
+        name = "batch_norm_act"
+        inputs = (x, epilogue.residual)
+        behind = (epilogue.activation, epilogue.parameter)
     if training:
-        arguments = (x, *vectors, num_batches_tracked, momentum, eps)
-        return _run("batch_norm_training", arguments, device, scale, algorithm, seed)
-    return _run("batch_norm_eval", (x, *vectors, eps, True), device, scale, algorithm, seed)
+        counted = (*inputs, *vectors, num_batches_tracked, momentum, eps, *behind)
+        return _run(f"{name}_training", counted, device, scale, algorithm, seed)
+    given = (*inputs, *vectors, eps, True, *behind)
+    return _run(f"{name}_eval", given, device, scale, algorithm, seed)
 
 
 def backward(
@@ -196,6 +226,47 @@ def backward(
     """
     arguments = (dy, x, weight, mean, invstd, training, *want)
     return _run("batch_norm_backward", arguments, device, scale, algorithm, seed)
+
+
+def act_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    epilogue: Epilogue,
+    *,
+    training: bool = True,
+    want: tuple[bool, bool, bool, bool] = (True, True, True, True),
+    device: str = "h200",
+    scale: Scale = WHOLE,
+    algorithm: str = "auto",
+    seed: int = 0,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Report]:
+    """Gradients of :func:`forward` with an epilogue.
+
+    Args:
+        dy: gradient of y.
+        x: input of forward.
+        weight: of forward.
+        bias: of forward.
+        mean: from forward, float64.
+        invstd: from forward, float64.
+        epilogue: of forward.
+        training: as in forward.
+        want: which of dx, dresidual, dweight and dbias to compute.
+        device: see forward.
+        scale: see forward.
+        algorithm: see forward.
+        seed: see forward.
+
+    Returns:
+        (dx, dresidual, dweight, dbias), of no elements where not wanted, and the report.
+    """
+    tensors = (dy, x, epilogue.residual, weight, bias, mean, invstd)
+    arguments = (*tensors, training, epilogue.activation, epilogue.parameter, *want)
+    return _run("batch_norm_act_backward", arguments, device, scale, algorithm, seed)
 
 
 # The steps apart, by the signatures of ``fastbn.ops``. They leave the planner no choice.

@@ -31,6 +31,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="bfloat16"
     )
     parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    parser.add_argument(
+        "--activation", choices=sorted(verify.FUNCTIONS), help="a function that follows batch norm"
+    )
+    parser.add_argument(
+        "--residual", action="store_true", help="a tensor is added before the activation"
+    )
     parser.add_argument("--device", default="h200", help="a GPU that the planner knows")
     parser.add_argument(
         "--multiprocessors", type=int, default=0, help="of the device, if not all that it has"
@@ -67,9 +73,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.op == "steps":
         verdict = verify.verify_steps(tensors, **where)
     else:
-        operation = verify.verify_backward if options.op == "backward" else verify.verify_forward
-        training = options.op != "eval"
-        verdict = operation(tensors, training=training, algorithm=options.algorithm, **where)
+        where.update(training=options.op != "eval", algorithm=options.algorithm)
+        epilogue = None
+        if options.activation is not None or options.residual:
+            activation = options.activation or "identity"
+            epilogue = verify.epilogue_for(tensors.x, activation, options.residual)
+        if options.op != "backward":
+            verdict = verify.verify_forward(tensors, epilogue=epilogue, **where)
+        elif epilogue is None:
+            verdict = verify.verify_backward(tensors, **where)
+        else:
+            verdict = verify.verify_act_backward(tensors, epilogue, **where)
     report = verdict.report
     elements = math.prod(options.shape)
     parts = [report.activations, report.vectors, report.workspace]

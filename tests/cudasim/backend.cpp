@@ -77,6 +77,7 @@ void add_forward(const Forward& op) {
   clear_buffers();
   add("x", problem, op.x);
   add("y", problem, op.y);
+  add("residual", problem, op.epilogue.residual);
   add("weight", problem, op.weight);
   add("bias", problem, op.bias);
   add("mean", problem, op.mean);
@@ -109,7 +110,10 @@ void backward(const Backward& op) {
   add("dy", problem, op.dy);
   add("x", problem, op.x);
   add("dx", problem, op.dx);
+  add("residual", problem, op.epilogue.residual);
+  add("dresidual", problem, op.dresidual);
   add("weight", problem, op.weight);
+  add("bias", problem, op.bias);
   add("mean", problem, op.mean);
   add("invstd", problem, op.invstd);
   add("dweight", problem, op.dweight);
@@ -206,7 +210,9 @@ std::string report() {
          << ", \"overlaps_previous\": " << (launch.overlaps_previous ? "true" : "false") << "}";
     separator = ", ";
   }
-  text << "], \"activations\": " << json(report.of(Kind::kActivation))
+  text << "], \"planned\": {\"read_bytes\": " << last_plan.bytes_read
+       << ", \"written_bytes\": " << last_plan.bytes_written << "}"
+       << ", \"activations\": " << json(report.of(Kind::kActivation))
        << ", \"vectors\": " << json(report.of(Kind::kVector))
        << ", \"workspace\": " << json(report.of(Kind::kWorkspace));
   const MemoryReport memory = std::exchange(StreamMemory::report(), {});

@@ -23,6 +23,7 @@ def sources(root: Path) -> list[Path]:
     return [
         cudasim / "backend.cpp",
         cudasim / "kernels.cpp",
+        cudasim / "kernels_act.cpp",
         *sorted((cudasim / "cudasim").glob("*.cpp")),
         csrc / "ops" / "ops.cpp",
         csrc / "ops" / "checks.cpp",

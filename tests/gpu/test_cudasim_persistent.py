@@ -7,7 +7,7 @@ room in shared memory.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,10 +21,16 @@ from tests.support import tables
 from tests.support.pairs import pairs
 from tests.support.tolerances import CONDITION
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ALGORITHMS = ("persistent_block", "persistent_cluster", "persistent_grid")
 SCHEDULES = range(3)
 SMALL = Scale(multiprocessors=8, shared_bytes=48 << 10)
-OPERATIONS = {"forward": verify_forward, "backward": verify_backward}
+OPERATIONS: dict[str, Callable[..., Verdict]] = {
+    "forward": verify_forward,
+    "backward": verify_backward,
+}
 
 # By the mapping that they are for.
 INPUTS = {

@@ -64,17 +64,19 @@ class ReluFunction {
 template <typename acc_t, int kVectors>
 __attribute__((noinline)) void set_values(ActivationFunction function, Vector<acc_t> (&z)[kVectors],
                                           Vector<acc_t> parameter) {
-  for (Vector<acc_t>& vector : z) {
-    vector = activate<VectorMath<acc_t>>(function, vector, parameter);
-  }
+  with_function<VectorMath<acc_t>>(function, [&](auto chosen) {
+    for (Vector<acc_t>& vector : z) vector = chosen.value(vector, parameter);
+  });
 }
 template <typename acc_t, int kVectors>
 __attribute__((noinline)) void set_derivatives(ActivationFunction function, DType dtype,
                                                Vector<acc_t> (&z)[kVectors],
                                                Vector<acc_t> parameter) {
-  for (Vector<acc_t>& vector : z) {
-    vector = derivative_of<VectorMath<acc_t>>(function, held<acc_t>(dtype, vector), parameter);
-  }
+  with_function<VectorMath<acc_t>>(function, [&](auto chosen) {
+    for (Vector<acc_t>& vector : z) {
+      vector = chosen.derivative(held<acc_t>(dtype, vector), parameter);
+    }
+  });
 }
 
 template <typename acc_t>
@@ -116,8 +118,8 @@ class AnyFunction {
 
 // Calls body(function) with the class of the epilogue's function.
 template <typename acc_t, typename Body>
-inline __attribute__((always_inline)) void with_function(const EpilogueLoop& epilogue,
-                                                         const Body& body) {
+inline __attribute__((always_inline)) void with_loop_function(const EpilogueLoop& epilogue,
+                                                              const Body& body) {
   if (epilogue.function == ActivationFunction::kRelu) {
     body(ReluFunction<acc_t>(epilogue.dtype));
   } else {
@@ -196,7 +198,7 @@ inline __attribute__((always_inline)) void activate_rows(const void* x, void* y,
                                                          AffineColumns affine, int64_t step,
                                                          const EpilogueLoop& epilogue,
                                                          bool stream) {
-  with_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+  with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
     for (int64_t row = 0; row < block.rows; ++row) {
       const int64_t first = row * block.row_stride;
       const PreActivation<scalar_t, Coefficient> z(x, epilogue, affine, first, row * step);
@@ -276,7 +278,7 @@ void activated_grad_sums(const void* dy_data, const void* x, void* dz_data, Bloc
   scalar_t* dz = as<scalar_t>(dz_data);
   const PreActivation<scalar_t, OfRow> z(x, epilogue, affine, 0, 0);
   Sum<acc_type<scalar_t>> sums, products;
-  with_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+  with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
     for_each_vector<kLanes<acc_type<scalar_t>>>(block, [&](int accumulator, auto at) {
       z.prefetch_next(at, accumulator);
       prefetch(dy + at.i + kPrefetchBytes / sizeof(scalar_t), accumulator);
@@ -307,7 +309,7 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
   const acc_t* shift = as<acc_t>(affine.shift);
 
   acc_t block_sums[kMaxBlockColumns], block_products[kMaxBlockColumns];
-  with_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+  with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
     for_each_visit<kWidth>(block, [&](int64_t j, auto vectors, int64_t begin, int64_t end) {
       constexpr int kVectors = decltype(vectors)::value;
       V means[kVectors], scales[kVectors], shifts[kVectors];

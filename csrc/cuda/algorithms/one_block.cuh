@@ -29,8 +29,9 @@ one_block_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry
     statistics.update_running(channel);
   }
   gpu::sync_block();
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records));
+  apply<Mapping::kOccupancy.loads>(
+      mapping, split_range(geometry, mapping.split()),
+      ApplyForward<Mapping, EpilogueKind::kNone, TrainingForward>(mapping, op, shared.records));
 }
 
 template <typename Mapping>
@@ -39,7 +40,7 @@ one_block_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geome
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   const Shared<acc_t> shared(geometry);
-  const GradSums<acc_t> sums = reduce_grad(mapping, geometry, op, shared);
+  const GradSums<acc_t> sums = reduce_grad<EpilogueKind::kNone>(mapping, geometry, op, shared);
   const int thread = gpu::thread_index();
   if (thread < mapping.channels()) {
     const auto inputs = shared.records.template get<GradInputs<acc_t>>(thread);
@@ -47,8 +48,9 @@ one_block_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geome
     save_parameter_gradients(op, mapping.first_channel() + thread, inputs.invstd, sums);
   }
   gpu::sync_block();
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyBackward<Mapping>(mapping, op, shared.records));
+  apply<Mapping::kOccupancy.loads>(
+      mapping, split_range(geometry, mapping.split()),
+      ApplyBackward<Mapping, EpilogueKind::kNone>(mapping, op, op.dy, shared.records));
 }
 
 }  // namespace fastbn::cuda

@@ -12,6 +12,11 @@
 //              holds what was read last. In backward both tensors of a row find room or none: for
 //              the traffic that is what room for one of them, of twice as many rows, would be. One
 //              launch.
+//   epilogue   a residual is one more tensor that is read, and once: forward reads it only to
+//   apply.
+//              Backward turns dy into the gradient of the pre-activation while it reduces, and
+//              leaves that in the place of dy or, of rows that find no room, of dx, unless it is
+//              wanted as the gradient of the residual: to apply is the same then as without.
 //   overlap    a tile that was applied makes way at once for the next: the memory is busy while
 //              blocks wait for each other, as far as there are stages for more than a split. Where
 //              the copy engine moves tiles, a producer warp lets it store results and fill stages,
@@ -30,16 +35,22 @@
 
 namespace fastbn::cuda {
 
+// Vectors in flight where tensors are read from memory. What else a kernel with an epilogue holds
+// leaves registers for half as many.
+template <typename Mapping, EpilogueKind kKind>
+constexpr int kRestLoads = Mapping::kOccupancy.loads / (kKind == EpilogueKind::kNone ? 1 : 2);
+
 // Takes a tile from shared memory; kInPlace leaves the results there.
 template <bool kInPlace, typename Mapping, typename Pipeline, typename Step>
 FASTBN_DEVICE void step_in_smem(const Mapping& mapping, const Pipeline& pipeline, int tile,
                                 Step& step) {
-  mapping.template for_each_in_smem<kSmemVectors / Step::kTensors, kInPlace>(
-      pipeline.tile(tile), pipeline.smem(tile), step);
+  constexpr int kVectors = vectors_of_each(kSmemVectors, Step::kShares);
+  mapping.template for_each_in_smem<kVectors, kInPlace>(pipeline.tile(tile), pipeline.smem(tile),
+                                                        step);
 }
 
-// Reduces a split: its tiles as they arrive, then the rest.
-template <typename Mapping, typename Pipeline, typename Step>
+// Reduces a split: its tiles as they arrive, then the rest, with kLoads vectors in flight.
+template <int kLoads, typename Mapping, typename Pipeline, typename Step>
 FASTBN_DEVICE void reduce_split(const Mapping& mapping, const Geometry& geometry,
                                 const Pipeline& pipeline, Step& step) {
   if (pipeline.is_producer()) return;
@@ -48,18 +59,18 @@ FASTBN_DEVICE void reduce_split(const Mapping& mapping, const Geometry& geometry
     pipeline.consumer_wait(tile);
     step_in_smem<false>(mapping, pipeline, tile, step);
   }
-  reduce(mapping, pipeline.rest(), step);
+  reduce<kLoads>(mapping, pipeline.rest(), step);
 }
 
 // Applies to a split: the rest first, then its tiles, whose stages are released. Results go to
 // `to`.
-template <typename Mapping, typename Pipeline, typename Step>
+template <int kLoads, typename Mapping, typename Pipeline, typename Step>
 FASTBN_DEVICE void apply_split(const Mapping& mapping, const Geometry& geometry, Pipeline& pipeline,
                                const Step& step, const OutputActivation& to) {
   if (pipeline.is_producer()) {
     pipeline.producer_store(mapping, to);
   } else {
-    apply(mapping, pipeline.rest(), step);
+    apply<kLoads>(mapping, pipeline.rest(), step);
 #pragma unroll 1
     for (int tile = 0; tile < geometry.persistence.tiles; ++tile) {
       if (pipeline.is_in_bulk()) {
@@ -87,19 +98,19 @@ FASTBN_DEVICE void prefetch_next(const Mapping& mapping, const Problem& problem,
   }
 }
 
-template <typename Mapping>
+template <typename Mapping, EpilogueKind kKind>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
                    FASTBN_PARAMETER Workspace workspace,
-                   FASTBN_PARAMETER TileMaps<kForwardInputs> maps) {
+                   FASTBN_PARAMETER TileMaps<kForwardInputs<kKind>> maps) {
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op.running);
   const int cta_group = gpu::block_index() / geometry.splits;
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
   const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, kForwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op),
-                                             maps);
+  Pipeline<Mapping, kForwardInputs<kKind>> pipeline(op.problem, geometry, cta_group, split,
+                                                    inputs<kKind>(op), maps);
   begin_group_reduce(geometry);
   int round = 0;
 #pragma unroll 1
@@ -117,7 +128,7 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
                          forward_inputs(op, mapping.first_channel() + thread, of_split.pivot));
     }
     ReduceStats<Mapping> stats(op.x);
-    reduce_split(mapping, geometry, pipeline, stats);
+    reduce_split<Mapping::kOccupancy.loads>(mapping, geometry, pipeline, stats);
     gpu::sync_block();
     const acc_t* pivots = shared.records.array(&ForwardInputs<acc_t>::pivot);
     of_split.moments =
@@ -136,34 +147,53 @@ persistent_forward(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometr
       statistics.save(mapping.first_channel() + thread);
       statistics.update_running(mapping.first_channel() + thread);
     }
-    apply_split(mapping, geometry, pipeline,
-                ApplyForward<Mapping, TrainingForward>(mapping, op, shared.records), op.y);
+    apply_split<kRestLoads<Mapping, kKind>>(
+        mapping, geometry, pipeline,
+        ApplyForward<Mapping, kKind, TrainingForward>(mapping, op, shared.records), op.y);
     ++round;
   }
 }
 
-template <typename Mapping>
+// What backward applies, of rows that found no room: dy or, with an epilogue, the gradient of the
+// pre-activation, where ReduceGrad has left it. Vectors by numbers need no strides.
+template <EpilogueKind kKind>
+FASTBN_DEVICE InputActivation gradient_to_apply(const Backward& op) {
+  InputActivation gradient;
+  gradient.data = kKind == EpilogueKind::kNone   ? op.dy.data
+                  : op.dresidual.data == nullptr ? op.dx.data
+                                                 : op.dresidual.data;
+  return gradient;
+}
+
+template <typename Mapping, EpilogueKind kKind>
 FASTBN_KERNEL(kMaxThreads, kPersistentBlocks)
 persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
                     FASTBN_PARAMETER Workspace workspace,
-                    FASTBN_PARAMETER TileMaps<kBackwardInputs> maps) {
+                    FASTBN_PARAMETER TileMaps<kBackwardInputs<kKind>> maps) {
   using acc_t = typename Mapping::acc_t;
   const int cta_group = gpu::block_index() / geometry.splits;
   const int split = gpu::block_index() % geometry.splits;
   const int thread = gpu::thread_index();
-  const Shared<acc_t> shared(geometry);
-  Pipeline<Mapping, kBackwardInputs> pipeline(op.problem, geometry, cta_group, split, inputs(op),
-                                              maps);
+  const auto shared = grad_shared<acc_t, kKind>(geometry);
+  Pipeline<Mapping, kBackwardInputs<kKind>> pipeline(op.problem, geometry, cta_group, split,
+                                                     inputs<kKind>(op), maps);
   begin_group_reduce(geometry);
+  // With an epilogue the steps that apply have no more to do than without: the gradient of the
+  // pre-activation waits for them where tiles and rows beyond them have dy and dx.
+  constexpr bool kHasEpilogue = kKind != EpilogueKind::kNone;
+  constexpr auto kDyHint = kHasEpilogue ? gpu::CacheHint::kOwn : gpu::CacheHint::kStream;
+  const InputActivation dy = gradient_to_apply<kKind>(op);
   int round = 0;
 #pragma unroll 1
   for (int channel_tile = cta_group; channel_tile < geometry.channel_tiles;
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
     prefetch_next(mapping, op.problem, geometry, op.weight, op.mean, op.invstd);
+    if constexpr (kHasEpilogue) prefetch_next(mapping, op.problem, geometry, op.bias);
+    put_shifts<kKind>(mapping, op, shared);
     put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
-    ReduceGrad<Mapping, false> grad(mapping, op, shared.records);
-    reduce_split(mapping, geometry, pipeline, grad);
+    ReduceGrad<Mapping, kKind, OnTheWay::kGradient> grad(mapping, op, shared.records);
+    reduce_split<kRestLoads<Mapping, kKind>>(mapping, geometry, pipeline, grad);
     const auto of_split = reduce_block(mapping, geometry, grad.result(), shared.scratch);
     const auto sums = group_reduce<acc_t>(mapping, geometry, workspace, cta_group, round, of_split,
                                           shared.scratch);
@@ -178,8 +208,10 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
     if (thread < mapping.channels() && split == 0) {
       save_parameter_gradients(op, mapping.first_channel() + thread, invstd, sums);
     }
-    apply_split(mapping, geometry, pipeline, ApplyBackward<Mapping>(mapping, op, shared.records),
-                op.dx);
+    apply_split<Mapping::kOccupancy.loads>(
+        mapping, geometry, pipeline,
+        ApplyBackward<Mapping, EpilogueKind::kNone, kDyHint>(mapping, op, dy, shared.records),
+        op.dx);
     ++round;
   }
 }

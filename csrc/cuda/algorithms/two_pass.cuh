@@ -10,6 +10,9 @@
 //   traffic    forward reads x twice and writes y; backward reads dy and x twice and writes dx.
 //              Evaluation is the second kernel alone; without dx, or with given statistics,
 //              backward is the first alone.
+//   epilogue   forward's second kernel computes it, and reads the residual. Backward's first one
+//              turns dy into the gradient of the pre-activation; the second reads that if it is
+//              wanted as the gradient of the residual, or else does so again.
 //   numerics   pivoted sums per thread, merged by Chan; see PivotedSums and core/finalize.h.
 //   order      threads take fixed elements; threads, columns and splits merge in fixed order, the
 //              splits by the block that comes last, whichever it is. Nothing depends on the
@@ -45,6 +48,12 @@ FASTBN_DEVICE Record load_coefficients(const Workspace& workspace, int64_t chann
   return record;
 }
 
+// Blocks that share an SM's registers. Functions of float64 take more of them than two blocks have.
+template <typename Mapping, EpilogueKind kKind>
+constexpr int kBlocks = kKind != EpilogueKind::kNone && sizeof(typename Mapping::acc_t) == 8
+                            ? 1
+                            : Mapping::kOccupancy.blocks;
+
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 two_pass_forward_reduce(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
@@ -72,8 +81,8 @@ two_pass_forward_reduce(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Ge
   statistics.update_running(channel);
 }
 
-template <typename Mapping>
-FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+template <typename Mapping, EpilogueKind kKind>
+FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind>))
 two_pass_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geometry geometry,
                        FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
@@ -81,7 +90,7 @@ two_pass_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geo
   const int block = gpu::grid_blocks() - 1 - gpu::block_index();
   if (block == 0) count_batch(op.running);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
-  apply_forward(mapping, geometry, op, [&](int64_t channel) {
+  apply_forward<kKind>(mapping, geometry, op, [&](int64_t channel) {
     return load_coefficients<Affine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
   });
 }
@@ -93,30 +102,30 @@ combine_forward_apply(FASTBN_PARAMETER TrainingForward op, FASTBN_PARAMETER Geom
   using acc_t = typename Mapping::acc_t;
   if (gpu::block_index() == 0) count_batch(op.running);
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  apply_forward(mapping, geometry, op, [&](int64_t channel) {
+  apply_forward<EpilogueKind::kNone>(mapping, geometry, op, [&](int64_t channel) {
     return combine_forward<acc_t>(op, channel, mapping.split() == 0);
   });
 }
 
-template <typename Mapping>
-FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+template <typename Mapping, EpilogueKind kKind>
+FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind>))
 eval_forward(FASTBN_PARAMETER EvalForward op, FASTBN_PARAMETER Geometry geometry) {
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  apply_forward(mapping, geometry, op, [&](int64_t channel) {
+  apply_forward<kKind>(mapping, geometry, op, [&](int64_t channel) {
     return eval_affine<acc_t>(op, channel, mapping.split() == 0);
   });
 }
 
-template <typename Mapping>
-FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+template <typename Mapping, EpilogueKind kKind>
+FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind>))
 two_pass_backward_reduce(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
                          FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
   gpu::allow_next_kernel();
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  const Shared<acc_t> shared(geometry);
-  GradSums<acc_t> sums = reduce_grad(mapping, geometry, op, shared);
+  const auto shared = grad_shared<acc_t, kKind>(geometry);
+  GradSums<acc_t> sums = reduce_grad<kKind>(mapping, geometry, op, shared);
   const int64_t channels = op.problem.channels;
   if (!reduce_splits<acc_t>(mapping, geometry, workspace, channels, sums, shared.scratch)) return;
   const int thread = gpu::thread_index();
@@ -132,15 +141,15 @@ two_pass_backward_reduce(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry
   }
 }
 
-template <typename Mapping>
-FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
+template <typename Mapping, EpilogueKind kKind>
+FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind>))
 two_pass_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
                         FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
   gpu::wait_for_previous_kernel();
   const int block = gpu::grid_blocks() - 1 - gpu::block_index();
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, block);
-  apply_backward(mapping, geometry, op, [&](int64_t channel) {
+  apply_backward<kKind>(mapping, geometry, op, [&](int64_t channel) {
     return load_coefficients<GradAffine<acc_t>, acc_t>(workspace, op.problem.channels, channel);
   });
 }
@@ -151,8 +160,8 @@ FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
 combine_backward_apply(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) {
   using acc_t = typename Mapping::acc_t;
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
-  apply_backward(mapping, geometry, op,
-                 [&](int64_t channel) { return combine_backward<acc_t>(op, channel); });
+  apply_backward<EpilogueKind::kNone>(
+      mapping, geometry, op, [&](int64_t channel) { return combine_backward<acc_t>(op, channel); });
 }
 
 // dx with given statistics, and nothing else.
@@ -163,8 +172,8 @@ eval_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry) 
   const auto mapping = block_mapping<Mapping>(op.problem, geometry, gpu::block_index());
   const Shared<acc_t> shared(geometry);
   put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyBackwardEval<Mapping>(mapping, op, shared.records));
+  apply<Mapping::kOccupancy.loads>(mapping, split_range(geometry, mapping.split()),
+                                   ApplyBackwardEval<Mapping>(mapping, op, shared.records));
 }
 
 }  // namespace fastbn::cuda

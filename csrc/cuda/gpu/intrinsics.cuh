@@ -25,6 +25,8 @@
 #include "../geometry.h"
 
 #define FASTBN_DEVICE __device__ __forceinline__
+// A function that is called, and so compiled once for all who call it.
+#define FASTBN_DEVICE_CALL inline __device__ __noinline__
 // A kernel for blocks of at most `threads` threads, of which `blocks` share an SM's registers.
 #define FASTBN_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define FASTBN_PARAMETER const __grid_constant__
@@ -145,8 +147,8 @@ FASTBN_DEVICE unsigned load_acquire(const unsigned* address) {
 // --- Global memory -------------------------------------------------------------------------------
 
 // Whether the cache lines of an access are kept for whoever comes back to them, or are the first to
-// make room.
-enum class CacheHint { kKeep, kStream };
+// make room. kOwn is kStream of what this block has written, before a barrier.
+enum class CacheHint { kKeep, kStream, kOwn };
 
 // Elements that are loaded and stored at once; 16 bytes of them must lie at a multiple of 16.
 template <typename T, int kWidth>
@@ -181,12 +183,13 @@ using WordOf = typename Word<sizeof(T)>::Type;
 
 }  // namespace detail
 
-// Reads what no kernel in flight writes: inputs, which outputs never overlap.
+// Reads what no kernel in flight writes, unless it is the block's own: inputs, which outputs never
+// overlap.
 template <CacheHint kHint, typename T>
 FASTBN_DEVICE T load(const T* address) {
   using Word = detail::WordOf<T>;
   const Word* word_address = reinterpret_cast<const Word*>(address);
-  const Word word = kHint == CacheHint::kStream ? __ldcs(word_address) : __ldg(word_address);
+  const Word word = kHint == CacheHint::kKeep ? __ldg(word_address) : __ldcs(word_address);
   return reinterpret_cast<const T&>(word);
 }
 
@@ -277,6 +280,22 @@ FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
     to[kCount - 1].bits = __half_as_ushort(__float2half_rn(from[kCount - 1]));
   }
 }
+
+// --- Elementary functions ------------------------------------------------------------------------
+
+// Those of many instructions are called.
+
+// In few instructions; off by 2 units in the last place at most, and 0 where the divisor is above
+// 2^126.
+FASTBN_DEVICE float divide(float dividend, float divisor) { return __fdividef(dividend, divisor); }
+FASTBN_DEVICE_CALL double divide(double dividend, double divisor) { return dividend / divisor; }
+FASTBN_DEVICE float exp(float value) { return ::expf(value); }
+FASTBN_DEVICE_CALL double exp(double value) { return ::exp(value); }
+FASTBN_DEVICE_CALL float expm1(float value) { return ::expm1f(value); }
+FASTBN_DEVICE_CALL double expm1(double value) { return ::expm1(value); }
+// The cumulative distribution function of the normal distribution.
+FASTBN_DEVICE_CALL float normal_cdf(float value) { return ::normcdff(value); }
+FASTBN_DEVICE_CALL double normal_cdf(double value) { return ::normcdf(value); }
 
 // --- Two kernels in a row ------------------------------------------------------------------------
 

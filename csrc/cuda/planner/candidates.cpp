@@ -70,6 +70,7 @@ class PassPlanner {
   PassPlanner(const Request& request, const Device& device, Algorithm algorithm)
       : request_(request), problem_(request.problem), device_(device) {
     plan_.algorithm = algorithm;
+    plan_.epilogue = request.epilogue;
   }
 
   Plan plan() {
@@ -81,7 +82,7 @@ class PassPlanner {
     plan_.block = g.threads;
     plan_.grid = int64_t{g.channel_tiles} * g.splits;
     plan_.vector_bytes = static_cast<int>(g.width * element_size(problem_.dtype));
-    int numbers = kCoefficients * g.tile_channels;
+    int numbers = record_numbers(request_.has_shift()) * g.tile_channels;
     if (plan_.algorithm != Algorithm::kElementwise) {
       numbers += scratch_numbers(problem_, g, plan_.block, statistics_numbers(1));
     }
@@ -174,7 +175,8 @@ class PersistentPlanner {
         problem_(request.problem),
         device_(device),
         algorithm_(algorithm),
-        tensors_(traffic_of(request).inputs()) {}
+        traffic_(traffic_of(request)),
+        tensors_(traffic_.inputs()) {}
 
   void for_each(const Consider& consider) const {
     if (request_.cumulative) return;
@@ -221,6 +223,7 @@ class PersistentPlanner {
       return;
     Plan plan;
     plan.algorithm = algorithm_;
+    plan.epilogue = request_.epilogue;
     plan.blocks_per_multiprocessor = together;
     geometry.splits = blocks;
     Persistence& persistence = geometry.persistence;
@@ -270,7 +273,7 @@ class PersistentPlanner {
     const int64_t room = std::min(
         device_.shared_per_block,
         device_.shared_per_multiprocessor / plan.blocks_per_multiprocessor - kReservedShared);
-    const int64_t numbers = kCoefficients * geometry.tile_channels +
+    const int64_t numbers = record_numbers(request_.has_shift()) * geometry.tile_channels +
                             scratch_numbers(problem_, geometry, plan.block, partial_numbers());
     const bool in_cluster = persistence.cta_group == CtaGroup::kCluster;
     // Two barriers, and for each the partial results of all blocks of the cluster.
@@ -286,8 +289,8 @@ class PersistentPlanner {
     // any split tile_extent or one fewer.
     const int64_t row = geometry.mapping == Mapping::kMatrixColumns ? row_bytes(problem_, geometry)
                                                                     : int64_t{kVectorBytes};
-    const int64_t round_extent =
-        std::max<int64_t>(1, geometry.threads * kSmemVectors / tensors_ * kVectorBytes / row);
+    const int64_t round_extent = std::max<int64_t>(
+        1, geometry.threads * vectors_of_each(kSmemVectors, tensors_) * kVectorBytes / row);
     const int64_t tiles = ceil_divide(split_extent, round_extent);
     const int64_t tile_extent = ceil_divide(split_extent, tiles);
     const bool boxes = persistence.copies == TileCopies::kBoxes;
@@ -325,9 +328,10 @@ class PersistentPlanner {
     const int64_t smem_extent =
         larger * std::min(per_split, least + 1) + (splits - larger) * std::min(per_split, least);
     const int64_t row = pass / plan.geometry.extent;  // over all channel tiles
-    plan.bytes_read = tensors_ * (pass + (plan.geometry.extent - smem_extent) * row);
-    plan.bytes_written = pass;
-    plan.floor_bytes = (tensors_ + 1) * pass;
+    const int64_t beyond = (plan.geometry.extent - smem_extent) * row;
+    plan.bytes_read = tensors_ * pass + traffic_.again_reads * beyond;
+    plan.bytes_written = traffic_.writes * pass + traffic_.again_writes * beyond;
+    plan.floor_bytes = (tensors_ + traffic_.writes) * pass;
   }
 
   void count_workspace(Plan& plan) const {
@@ -356,7 +360,8 @@ class PersistentPlanner {
   const Problem& problem_;
   const Device& device_;
   const Algorithm algorithm_;
-  const int64_t tensors_;  // activations that are read
+  const Traffic traffic_;
+  const int tensors_;  // activations that are read
 };
 
 }  // namespace
@@ -368,7 +373,8 @@ void for_each_candidate(const Request& request, const Device& device, Algorithm 
     return;
   }
   if (algorithm == Algorithm::kOneBlock) {
-    if (request.cumulative || tensor_bytes(request.problem) > kMaxOneBlockBytes) return;
+    if (request.cumulative || request.epilogue != EpilogueKind::kNone) return;
+    if (tensor_bytes(request.problem) > kMaxOneBlockBytes) return;
   }
   Plan plan = PassPlanner(request, device, algorithm).plan();
   consider(plan);
@@ -378,6 +384,9 @@ std::string why_not(const Request& request, const Device& device, Algorithm algo
   if (request.cumulative) {
     return "momentum=None takes two launches, as blocks of one cannot tell whether another has "
            "counted the batch";
+  }
+  if (algorithm == Algorithm::kOneBlock && request.epilogue != EpilogueKind::kNone) {
+    return "it is compiled for batch norm with nothing behind it";
   }
   if (algorithm == Algorithm::kOneBlock) {
     return "it is for tensors of up to " + std::to_string(kMaxOneBlockBytes) +

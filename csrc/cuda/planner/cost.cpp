@@ -64,7 +64,11 @@ class Model {
       : device_(device), plan_(plan), geometry_(plan.geometry) {
     const Problem& problem = request.problem;
     pass_ = static_cast<double>(tensor_bytes(problem));
-    tensors_ = traffic_of(request).inputs();
+    const Traffic traffic = traffic_of(request);
+    tensors_ = traffic.inputs();
+    again_ = traffic.again_reads;
+    written_again_ = traffic.again_writes;
+    moved_ = tensors_ + traffic.writes;
     channel_tile_ = pass_ / geometry_.channel_tiles;
     if (contiguous_bytes(problem, geometry_) < kLongPiece) speed_ = kShortPieceSpeed;
     cached_cost_ =
@@ -105,7 +109,7 @@ class Model {
     double seconds = kLaunch;
     if (plan_.launches == 2) {
       const double cached = kCacheShare * static_cast<double>(device_.l2_bytes);
-      bytes -= (1 - cached_cost_) * std::min(cached, tensors_ * pass_);
+      bytes -= (1 - cached_cost_) * std::min(cached, again_ * pass_);
       seconds += plan_.overlap_launches ? kOverlappedLaunch : kNextLaunch;
     }
     // The last wave takes as long as a full one.
@@ -146,9 +150,10 @@ class Model {
         static_cast<double>(ceil_divide(geometry_.extent, geometry_.splits));
     const double in_smem =
         std::min(1.0, persistence.tiles * persistence.tile_extent / split_extent);
-    const double read_again = (1 - in_smem) * tensors_ * channel_tile_;
-    const double bytes = cta_groups * ((tensors_ + 1) * channel_tile_ +
-                                       cost_again(cta_groups * read_again) * read_again);
+    const double read_again = (1 - in_smem) * again_ * channel_tile_;
+    const double moved = moved_ + (1 - in_smem) * written_again_;
+    const double bytes =
+        cta_groups * (moved * channel_tile_ + cost_again(cta_groups * read_again) * read_again);
     const double speed = rate(multiprocessors, /*streams=*/false);
     // Bytes that are on their way while blocks wait for each other.
     const double spare = static_cast<double>(persistence.stages - persistence.tiles) *
@@ -158,8 +163,8 @@ class Model {
     const double uncovered = (covers ? kSharedPause : 1) * pause();
     const double moving = bytes / speed + std::max(0.0, uncovered - spare / speed);
     // However early data comes, a CTA group does one channel tile after another.
-    const double processing = (tensors_ + 1) * channel_tile_ / geometry_.splits *
-                              plan_.blocks_per_multiprocessor / kProcessing;
+    const double processing =
+        moved_ * channel_tile_ / geometry_.splits * plan_.blocks_per_multiprocessor / kProcessing;
     return std::max(moving, uncovered + processing);
   }
 
@@ -182,6 +187,9 @@ class Model {
   double channel_tile_ = 0;   // bytes of one activation in a channel tile
   double partial_bytes_ = 0;  // of a block to its CTA group
   double tensors_ = 1;        // activations that are read
+  double again_ = 1;          // of them, those that are read twice unless they stay on chip
+  double moved_ = 2;          // that are read or written
+  double written_again_ = 0;  // that are written twice unless they stay on chip
   double speed_ = 1;
   double cached_cost_ = 1;  // of a byte, next to one from memory
   double in_flight_ = 0;    // bytes of a multiprocessor that reads into registers

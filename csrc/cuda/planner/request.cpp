@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "request.h"
 
-#include "../geometry.h"
-
 namespace fastbn::cuda {
 
 namespace {
@@ -12,12 +10,34 @@ bool all_aligned(const Activations&... activations) {
   return ((reinterpret_cast<uintptr_t>(activations.data) % kVectorBytes == 0) && ...);
 }
 
+EpilogueKind kind_of(const Epilogue& epilogue, bool reads_residual) {
+  if (epilogue.is_empty()) return EpilogueKind::kNone;
+  return reads_residual ? EpilogueKind::kResidual : EpilogueKind::kActivation;
+}
+
+// Of backward with an epilogue. The first pass writes the gradient of the residual; where it does,
+// the second reads that instead of dy and the residual.
+Traffic backward_epilogue_traffic(const Request& request) {
+  if (!request.want_dx && !request.want_dresidual && !request.want_dweight && !request.want_dbias) {
+    return {};
+  }
+  const int inputs = /*dy and x*/ 2 + (request.epilogue == EpilogueKind::kResidual);
+  const int writes = request.want_dx + request.want_dresidual;
+  if (!request.training || !request.want_dx) return {inputs, 0, writes};
+  Traffic traffic{inputs, request.want_dresidual ? /*dresidual and x*/ 2 : inputs, writes};
+  // The gradient of the pre-activation, in the place of dx unless it is wanted, and x.
+  traffic.again_reads = 2;
+  traffic.again_writes = !request.want_dresidual;
+  return traffic;
+}
+
 Traffic backward_traffic(const Request& request) {
+  if (request.epilogue != EpilogueKind::kNone) return backward_epilogue_traffic(request);
   // A row of partial results has both sums, whatever else is wanted.
   const bool want_sums =
       request.want_dweight || request.want_dbias || request.steps == Steps::kReduce;
   if (request.training && request.want_dx) {
-    return {/*dy and x*/ 2, /*dy and x*/ 2, /*dx*/ 1};
+    return {/*dy and x*/ 2, /*dy and x*/ 2, /*dx*/ 1, /*dy and x*/ 2};
   }
   // With given statistics dx waits for no sums: it is written in the pass that takes them, or
   // follows from dy alone.
@@ -32,7 +52,8 @@ Request request(const TrainingForward& op) {
   request.operation = Operation::kForward;
   request.problem = op.problem;
   request.steps = op.steps;
-  request.aligned = all_aligned(op.x, op.y);
+  request.epilogue = kind_of(op.epilogue, op.epilogue.residual.data != nullptr);
+  request.aligned = all_aligned(op.x, op.y, op.epilogue.residual);
   request.cumulative = op.running.cumulative;
   return request;
 }
@@ -41,7 +62,8 @@ Request request(const EvalForward& op) {
   Request request;
   request.operation = Operation::kEval;
   request.problem = op.problem;
-  request.aligned = all_aligned(op.x, op.y);
+  request.epilogue = kind_of(op.epilogue, op.epilogue.residual.data != nullptr);
+  request.aligned = all_aligned(op.x, op.y, op.epilogue.residual);
   return request;
 }
 
@@ -50,22 +72,27 @@ Request request(const Backward& op) {
   request.operation = Operation::kBackward;
   request.problem = op.problem;
   request.steps = op.steps;
-  request.aligned = all_aligned(op.dy, op.x, op.dx);
+  const bool reads_residual =
+      op.epilogue.residual.data != nullptr && op.epilogue.function != ActivationFunction::kIdentity;
+  request.epilogue = kind_of(op.epilogue, reads_residual);
+  request.aligned = all_aligned(op.dy, op.x, op.dx, op.dresidual, op.epilogue.residual);
   request.training = op.training;
   request.want_dx = op.dx.data != nullptr;
+  request.want_dresidual = op.dresidual.data != nullptr;
   request.want_dweight = op.dweight.data != nullptr;
   request.want_dbias = op.dbias.data != nullptr;
   return request;
 }
 
 Traffic traffic_of(const Request& request) {
+  const int residual = request.epilogue == EpilogueKind::kResidual;
   Traffic traffic;
   switch (request.operation) {
     case Operation::kForward:
-      traffic = {/*x*/ 1, /*x*/ 1, /*y*/ 1};
+      traffic = {/*x*/ 1, /*x*/ 1 + residual, /*y*/ 1, /*x*/ 1};
       break;
     case Operation::kEval:
-      return {0, 1, 1};
+      return {0, /*x*/ 1 + residual, /*y*/ 1};
     case Operation::kBackward:
       traffic = backward_traffic(request);
       break;

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../../core/problem.h"
+#include "../geometry.h"
 
 namespace fastbn::cuda {
 
@@ -18,12 +19,14 @@ struct Request {
   Operation operation = Operation::kForward;
   Problem problem;
   Steps steps = Steps::kAll;
+  EpilogueKind epilogue = EpilogueKind::kNone;  // of all steps at once
   bool aligned = true;  // all activations begin at multiples of kVectorBytes
   // Forward: momentum is 1 / num_batches_tracked.
   bool cumulative = false;
   // Backward.
   bool training = true;
   bool want_dx = true;
+  bool want_dresidual = false;  // with an epilogue
   bool want_dweight = true;
   bool want_dbias = true;
   // That a grid leaves to kernels of other streams.
@@ -32,8 +35,14 @@ struct Request {
   // Requests with equal keys have equal plans.
   auto key() const {
     return std::make_tuple(operation, problem.dtype, problem.layout, problem.batch,
-                           problem.channels, problem.spatial, steps, aligned, cumulative, training,
-                           want_dx, want_dweight, want_dbias, free_multiprocessors);
+                           problem.channels, problem.spatial, steps, epilogue, aligned, cumulative,
+                           training, want_dx, want_dresidual, want_dweight, want_dbias,
+                           free_multiprocessors);
+  }
+
+  // Whether backward computes the pre-activation again.
+  bool has_shift() const {
+    return operation == Operation::kBackward && epilogue != EpilogueKind::kNone;
   }
 };
 
@@ -45,7 +54,10 @@ Request request(const Backward& op);
 struct Traffic {
   int reduce_reads = 0;  // activations that the first pass reads; 0 if there is no first pass
   int apply_reads = 0;   // those of the second
-  int writes = 0;        // activations written, by either
+  int writes = 0;        // activations written, by both together
+  // What a persistent kernel reads and writes once more of rows that find no room.
+  int again_reads = 0;
+  int again_writes = 0;
 
   bool has_both_passes() const { return reduce_reads > 0 && apply_reads > 0; }
   int passes() const { return (reduce_reads > 0) + (apply_reads > 0); }

@@ -55,6 +55,7 @@ constexpr bool is_persistent(Algorithm algorithm) {
 
 struct Plan {
   Algorithm algorithm = Algorithm::kTwoPass;
+  EpilogueKind epilogue = EpilogueKind::kNone;
   Geometry geometry;
   int launches = 0;
   int64_t grid = 0;  // blocks of each launch

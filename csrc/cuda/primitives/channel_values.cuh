@@ -120,6 +120,12 @@ class ChannelRecords {
     return record;
   }
 
+  // A number of a channel that lies behind its record.
+  FASTBN_DEVICE void put(int place, int channel, acc_t number) const {
+    arrays_[place * channels_ + channel] = number;
+  }
+  FASTBN_DEVICE const acc_t* array(int place) const { return arrays_ + place * channels_; }
+
   // The array of one member of the records.
   template <typename Record>
   FASTBN_DEVICE const acc_t* array(acc_t Record::* member) const {

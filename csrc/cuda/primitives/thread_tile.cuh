@@ -37,6 +37,7 @@ struct ThreadTile {
   static constexpr int kVectors = kVectors_;
   static constexpr int kWidth = kWidth_;
   static constexpr int kValues = kVectors * kWidth;
+  static constexpr bool kInSmem = false;
 
   Places places;
 
@@ -162,6 +163,7 @@ struct SmemThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
   using Base = ThreadTile<scalar_t, kVectors, kWidth>;
   using typename Base::acc_t;
   using typename Base::Vector;
+  static constexpr bool kInSmem = true;
 
   unsigned char* smem;
   int step;
@@ -179,12 +181,17 @@ struct SmemThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
 
   FASTBN_DEVICE void store(const OutputActivation& to, const acc_t (&values)[Base::kValues]) const {
     if constexpr (kInPlace) {
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        gpu::store_shared(reinterpret_cast<Vector*>(place(v, 0)), Base::narrow(values, v));
-      }
+      keep(values);
     } else {
       Base::store(to, values);
+    }
+  }
+
+  // Leaves values in the place of the first activation.
+  FASTBN_DEVICE void keep(const acc_t (&values)[Base::kValues]) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      gpu::store_shared(reinterpret_cast<Vector*>(place(v, 0)), Base::narrow(values, v));
     }
   }
 

@@ -14,10 +14,10 @@ struct Shared {
   ChannelRecords<acc_t> records;
   void* scratch;
 
-  FASTBN_DEVICE explicit Shared(const Geometry& geometry)
+  FASTBN_DEVICE explicit Shared(const Geometry& geometry, bool has_shift = false)
       : records(gpu::shared_memory(), geometry),
         scratch(static_cast<acc_t*>(gpu::shared_memory()) +
-                kCoefficients * geometry.tile_channels) {}
+                record_numbers(has_shift) * geometry.tile_channels) {}
 };
 
 // The mapping of a block without persistence.
@@ -52,48 +52,72 @@ FASTBN_DEVICE PivotedMoments<acc_t> reduce_stats(const Mapping& mapping, const G
     shared.records.put(channel, ForwardInputs<acc_t>{result.pivot, 1, 0});
   }
   ReduceStats<Mapping> step(x);
-  reduce(mapping, split_range(geometry, mapping.split()), step);
+  reduce<Mapping::kOccupancy.loads>(mapping, split_range(geometry, mapping.split()), step);
   gpu::sync_block();
   const acc_t* pivots = shared.records.array(&ForwardInputs<acc_t>::pivot);
   result.moments = reduce_block(mapping, geometry, step.result(mapping, pivots), shared.scratch);
   return result;
 }
 
+// That of backward, where an epilogue follows forward's shift.
+template <typename acc_t, EpilogueKind kKind>
+FASTBN_DEVICE Shared<acc_t> grad_shared(const Geometry& geometry) {
+  return Shared<acc_t>(geometry, kKind != EpilogueKind::kNone);
+}
+
+// Puts the shift of each channel, if there is an epilogue; to be followed by put_records().
+template <EpilogueKind kKind, typename Mapping, typename acc_t>
+FASTBN_DEVICE void put_shifts(const Mapping& mapping, const Backward& op,
+                              const Shared<acc_t>& shared) {
+  if constexpr (kKind != EpilogueKind::kNone) {
+    const int thread = gpu::thread_index();
+    if (thread < mapping.channels()) {
+      const acc_t shift = shift_of<acc_t>(op, mapping.first_channel() + thread);
+      shared.records.put(kShiftPlace, thread, shift);
+    }
+  }
+}
+
 // Reduces a split: thread `channel` gets the sums of its elements of that channel, and leaves
 // GradInputs of it in shared memory. With given statistics dx is written on the way.
-template <typename Mapping, typename acc_t>
+template <EpilogueKind kKind, typename Mapping, typename acc_t>
 FASTBN_DEVICE GradSums<acc_t> reduce_grad(const Mapping& mapping, const Geometry& geometry,
                                           const Backward& op, const Shared<acc_t>& shared) {
+  put_shifts<kKind>(mapping, op, shared);
   put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
   const Range range = split_range(geometry, mapping.split());
   const auto reduce_by = [&](auto step) {
-    reduce(mapping, range, step);
+    reduce<Mapping::kOccupancy.loads>(mapping, range, step);
     return step.result();
   };
-  const auto sums = !op.training && op.dx.data != nullptr
-                        ? reduce_by(ReduceGrad<Mapping, true>(mapping, op, shared.records))
-                        : reduce_by(ReduceGrad<Mapping, false>(mapping, op, shared.records));
+  const auto sums =
+      !op.training && op.dx.data != nullptr
+          ? reduce_by(ReduceGrad<Mapping, kKind, OnTheWay::kDx>(mapping, op, shared.records))
+          : reduce_by(ReduceGrad<Mapping, kKind, OnTheWay::kNothing>(mapping, op, shared.records));
   return reduce_block(mapping, geometry, sums, shared.scratch);
 }
 
 // Applies record_of(channel), an Affine, to a split: y.
-template <typename Mapping, typename Forward, typename RecordOf>
+template <EpilogueKind kKind, typename Mapping, typename Forward, typename RecordOf>
 FASTBN_DEVICE void apply_forward(const Mapping& mapping, const Geometry& geometry,
                                  const Forward& op, const RecordOf& record_of) {
   const Shared<typename Mapping::acc_t> shared(geometry);
   put_records(mapping, shared, record_of);
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyForward<Mapping, Forward>(mapping, op, shared.records));
+  apply<Mapping::kOccupancy.loads>(
+      mapping, split_range(geometry, mapping.split()),
+      ApplyForward<Mapping, kKind, Forward>(mapping, op, shared.records));
 }
 
 // Applies record_of(channel), a GradAffine, to a split: dx.
-template <typename Mapping, typename RecordOf>
+template <EpilogueKind kKind, typename Mapping, typename RecordOf>
 FASTBN_DEVICE void apply_backward(const Mapping& mapping, const Geometry& geometry,
                                   const Backward& op, const RecordOf& record_of) {
-  const Shared<typename Mapping::acc_t> shared(geometry);
+  const auto shared = grad_shared<typename Mapping::acc_t, kKind>(geometry);
+  put_shifts<kKind>(mapping, op, shared);
   put_records(mapping, shared, record_of);
-  apply(mapping, split_range(geometry, mapping.split()),
-        ApplyBackward<Mapping>(mapping, op, shared.records));
+  apply<Mapping::kOccupancy.loads>(
+      mapping, split_range(geometry, mapping.split()),
+      ApplyBackward<Mapping, kKind>(mapping, op, op.dy, shared.records));
 }
 
 }  // namespace fastbn::cuda

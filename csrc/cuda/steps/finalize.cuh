@@ -149,6 +149,18 @@ FASTBN_DEVICE GradInputs<acc_t> grad_inputs(const Backward& op, int64_t channel)
   return {mean, invstd * static_cast<acc_t>(read_or(op.weight, channel, 1)), invstd};
 }
 
+// The shift of forward, of which backward knows the mean and scale: (x - mean) * scale + shift is
+// bitwise what forward computed, as it has saved its statistics exactly.
+template <typename acc_t>
+FASTBN_DEVICE acc_t shift_of(const Backward& op, int64_t channel) {
+  const double exact_mean = read(op.mean, channel);
+  return affine_of(exact_mean, static_cast<acc_t>(exact_mean),
+                   static_cast<acc_t>(read(op.invstd, channel)),
+                   static_cast<acc_t>(read_or(op.weight, channel, 1)),
+                   static_cast<acc_t>(read_or(op.bias, channel, 0)))
+      .shift;
+}
+
 // The coefficients of dx in training, from the sums over `count` values.
 template <typename acc_t>
 FASTBN_DEVICE GradAffine<acc_t> finalize_gradient(const GradInputs<acc_t>& inputs,

@@ -20,6 +20,7 @@
 #include "memory.h"
 
 #define FASTBN_DEVICE inline
+#define FASTBN_DEVICE_CALL inline
 #define FASTBN_KERNEL(threads, blocks) void
 #define FASTBN_PARAMETER const
 
@@ -115,7 +116,7 @@ FASTBN_DEVICE unsigned load_acquire(const unsigned* address,
 
 // --- Global memory -------------------------------------------------------------------------------
 
-enum class CacheHint { kKeep, kStream };
+enum class CacheHint { kKeep, kStream, kOwn };
 
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Vector {
@@ -148,7 +149,8 @@ T counted_load(const T* address, const cudasim::Access& access) {
 
 template <CacheHint kHint, typename T>
 FASTBN_DEVICE T load(const T* address) {
-  return detail::counted_load(address, detail::kLoad);
+  const bool sees_stores = kHint == CacheHint::kOwn;
+  return detail::counted_load(address, sees_stores ? detail::kLoadCoherent : detail::kLoad);
 }
 
 template <typename T>
@@ -298,6 +300,21 @@ FASTBN_DEVICE void narrow(const float (&from)[kCount], BFloat16 (&to)[kCount]) {
 template <int kCount>
 FASTBN_DEVICE void narrow(const float (&from)[kCount], Float16 (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i].bits = cudasim::float16_from_float(from[i]);
+}
+
+// --- Elementary functions ------------------------------------------------------------------------
+
+FASTBN_DEVICE float divide(float dividend, float divisor) { return dividend / divisor; }
+FASTBN_DEVICE double divide(double dividend, double divisor) { return dividend / divisor; }
+FASTBN_DEVICE float exp(float value) { return std::exp(value); }
+FASTBN_DEVICE double exp(double value) { return std::exp(value); }
+FASTBN_DEVICE float expm1(float value) { return std::expm1(value); }
+FASTBN_DEVICE double expm1(double value) { return std::expm1(value); }
+FASTBN_DEVICE float normal_cdf(float value) {
+  return 0.5f * std::erfc(value * -0.70710678118654752440f);
+}
+FASTBN_DEVICE double normal_cdf(double value) {
+  return 0.5 * std::erfc(value * -0.70710678118654752440);
 }
 
 // --- Two kernels in a row ------------------------------------------------------------------------
