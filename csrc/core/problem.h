@@ -10,7 +10,6 @@
 // statistics are combined with those of other processes, only those before or after that.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -40,7 +39,7 @@ struct Activation {
   int64_t sizes[kMaxSpatialDims] = {};
   int64_t strides[kMaxSpatialDims] = {};
 
-  // What is written can be read by the next kernel.
+  // What is written can be read by whoever comes next.
   template <typename Mutable = Data, typename = std::enable_if_t<!std::is_const_v<Mutable>>>
   FASTBN_HOST_DEVICE operator Activation<const Mutable>() const {
     Activation<const Mutable> input{data, batch_stride, channel_stride, spatial_dims, {}, {}};
