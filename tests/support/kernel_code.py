@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,18 @@ class Streams:
     tensors: int  # that each reads
     writing: int = 0  # loops that also write one
     persistent: bool = False  # keeps them in shared memory, as far as there is room
+    epilogue: bool = False  # for which a thread has fewer vectors in flight
 
 
-KERNELS = {
+def with_epilogue(kernel: str, plain: Streams) -> dict[str, Streams]:
+    """A kernel with an activation, which is computed from what it reads, and with a residual."""
+    return {
+        f"{kernel}, activation": replace(plain, epilogue=True),
+        f"{kernel}, residual": replace(plain, tensors=plain.tensors + 1, epilogue=True),
+    }
+
+
+PLAIN = {
     "two_pass_forward_reduce": Streams(loops=1, tensors=1),
     "two_pass_forward_apply": Streams(loops=1, tensors=1, writing=1),
     "combine_forward_apply": Streams(loops=1, tensors=1, writing=1),
@@ -44,6 +53,18 @@ KERNELS = {
     "one_block_backward": Streams(loops=2, tensors=2, writing=2),
     "persistent_forward": Streams(loops=2, tensors=1, writing=1, persistent=True),
     "persistent_backward": Streams(loops=2, tensors=2, writing=1, persistent=True),
+}
+KERNELS = PLAIN | {
+    name: streams
+    for kernel in (
+        "two_pass_forward_apply",
+        "eval_forward",
+        "two_pass_backward_reduce",
+        "two_pass_backward_apply",
+        "persistent_forward",
+        "persistent_backward",
+    )
+    for name, streams in with_epilogue(kernel, PLAIN[kernel]).items()
 }
 MAPPINGS = {
     (mapping, dtype, width)
@@ -93,6 +114,14 @@ def promised() -> dict[str, Occupancy]:
     return {mapping: Occupancy(int(blocks), int(loads)) for mapping, blocks, loads in found}
 
 
+def vectors_of_each(name: Name) -> int:
+    """Vectors of each activation that a thread has in flight, as csrc/cuda shares them out."""
+    streams, loads = KERNELS[name.kernel], promised()[name.mapping].loads
+    if streams.epilogue and streams.persistent:
+        loads //= 2
+    return max(1, loads // (streams.tensors + streams.epilogue))
+
+
 def streaming(blocks: list[sass.Block], loads: int) -> list[sass.Block]:
     """Pieces of loops with so many vectors in flight."""
     vector = 8 * nvcc.VECTOR_BYTES
@@ -130,8 +159,8 @@ def hot_loops(name: Name, blocks: list[sass.Block]) -> list[HotLoop]:
         if not block.in_loop:
             continue
         for source, load, loads in (
-            ("memory", "LDG", promised()[name.mapping].loads),
-            ("shared memory", "LDS", smem_vectors()),
+            ("memory", "LDG", tensors * vectors_of_each(name)),
+            ("shared memory", "LDS", max(smem_vectors(), tensors)),
         ):
             # What merges partial results reads vectors, too, but has less arithmetic.
             arithmetic = sum(i.name in {"FFMA", "DFMA"} for i in block.instructions)
@@ -180,7 +209,7 @@ def streaming_table(code: dict[Name, list[sass.Block]]) -> str:
     for name, blocks in sorted(code.items(), key=lambda item: str(item[0])):
         if not name.vectorized:
             continue
-        loops = streaming(blocks, promised()[name.mapping].loads)
+        loops = streaming(blocks, KERNELS[name.kernel].tensors * vectors_of_each(name))
         hot = hot_loops(name, blocks)
         rows.append(
             [

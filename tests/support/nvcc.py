@@ -15,7 +15,7 @@ from . import cuda_toolkit
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
-SOURCES = ("forward.cu", "backward.cu")
+SOURCES = ("forward.cu", "backward.cu", "forward_act.cu", "backward_act.cu")
 # Compiled objects, by a hash of everything they depend on.
 OBJECTS = ROOT / "build" / "nvcc"
 
@@ -38,7 +38,10 @@ SIZES = {"double": 8, "float": 4, "fastbn::BFloat16": 2, "fastbn::Float16": 2}
 
 @dataclass(frozen=True)
 class Name:
-    """A kernel by what it is compiled for: ``two_pass_forward_reduce<MatrixColumns<float, 4>>``."""
+    """A kernel by what it is compiled for: ``two_pass_forward_reduce<MatrixColumns<float, 4>>``.
+
+    One with an epilogue has that in its name: ``eval_forward, residual``.
+    """
 
     kernel: str
     mapping: str
@@ -138,19 +141,29 @@ def demangle(names: list[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+# By the values of EpilogueKind, of which a kernel may have no argument.
+EPILOGUES = {None: "", "0": "", "1": ", activation", "2": ", residual"}
+
+
 def parse_name(demangled: str) -> Name:
-    """A kernel's name from its first template argument, the mapping."""
-    found = re.search(r"fastbn::cuda::(\w+)<fastbn::cuda::(\w+)<([\w:]+)(?:, (\d+))?>", demangled)
+    """A kernel's name from its template arguments, the mapping and the epilogue."""
+    found = re.search(
+        r"fastbn::cuda::(\w+)<fastbn::cuda::(\w+)<([\w:]+)(?:, (\d+))?>"
+        r"(?:, \(fastbn::cuda::EpilogueKind\)(\d))?",
+        demangled,
+    )
     assert found, f"not the name of a kernel over a mapping: {demangled}"
-    return Name(found[1], found[2], found[3], int(found[4] or 1))
+    kernel = found[1] + EPILOGUES[found[5]]
+    return Name(kernel, found[2], found[3], int(found[4] or 1))
 
 
 def parse_report(report: str) -> dict[str, Usage]:
     """From the assembler's report to what each function takes, by mangled name.
 
-    A function that is called takes registers of its caller and has none of its own.
+    A function that is called takes registers of its caller and has none of its own; it is compiled
+    once for each, and this is the one that leaves most for memory.
     """
-    usages = {}
+    usages: dict[str, Usage] = {}
     parts = re.split(r"Function properties for (\S+)\n", report)
     for name, facts in zip(parts[1::2], parts[2::2], strict=True):
         memory = re.search(
@@ -160,20 +173,34 @@ def parse_report(report: str) -> dict[str, Usage]:
         registers = re.search(r"Used (\d+) registers", facts)
         shared = re.search(r"(\d+) bytes smem", facts)
         stack, stores, loads = map(int, memory.groups())
-        usages[name] = Usage(
+        usage = Usage(
             int(registers[1]) if registers else 0,
             stack,
             stores,
             loads,
             int(shared[1]) if shared else 0,
         )
+        usages[name] = max(usages.get(name, usage), usage, key=lambda usage: usage.local)
     return usages
 
 
 @cache
-def usages(architecture: str) -> dict[Name, Usage]:
-    """What each kernel takes on one architecture."""
+def _all_usages(architecture: str) -> dict[str, Usage]:
+    """Of kernels and of what they call, by name as C++ writes it."""
     found: dict[str, Usage] = {}
     for compiled in compile_all(architecture):
-        found.update(parse_report(compiled.report))
-    return dict(zip(map(parse_name, demangle(list(found))), found.values(), strict=True))
+        for name, usage in parse_report(compiled.report).items():
+            found[name] = max(found.get(name, usage), usage, key=lambda usage: usage.local)
+    return dict(zip(demangle(list(found)), found.values(), strict=True))
+
+
+def usages(architecture: str) -> dict[Name, Usage]:
+    """What each kernel takes on one architecture."""
+    found = _all_usages(architecture)
+    return {parse_name(name): usage for name, usage in found.items() if usage.registers > 0}
+
+
+def usages_of_called(architecture: str) -> dict[str, Usage]:
+    """What the functions take that kernels call."""
+    found = _all_usages(architecture)
+    return {name: usage for name, usage in found.items() if usage.registers == 0}
