@@ -8,6 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ._multiprocessors import leave_multiprocessors_free
 from .activations import IDENTITY, Activation, activation_of
 from .functional import dispatch
 from .ops import operators
@@ -27,7 +28,7 @@ def _has_kernels(
     eps: float,
 ) -> bool:
     """Whether one operator does it all; else batch norm, addition and activation take turns."""
-    if x.is_cuda or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if type(eps) is not float or not (momentum is None or type(momentum) is float):
         return False  # batch norm alone converts or refuses them
@@ -75,6 +76,8 @@ def dispatch_act(
     if not _has_kernels(x, residual, running_mean, running_var, momentum, eps):
         y = dispatch(x, weight, bias, *statistics, training, momentum, eps)
         return activation(y if residual is None else y + residual)
+    if x.is_cuda and not torch.compiler.is_compiling():  # else fake implementations do it
+        leave_multiprocessors_free()
     result: Tensor = operators.batch_norm_act(
         x, residual, weight, bias, *statistics, training, momentum, eps, *activation
     )
