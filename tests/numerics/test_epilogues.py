@@ -59,15 +59,19 @@ def test_names_are_those_of_the_compiled_functions() -> None:
     assert set(NAMES) == set(activation_functions) == set(ACTIVATIONS)
 
 
+# Ways through memory do not know functions but for ReLU, which has loops of its own.
 @pytest.mark.parametrize(
     ("name", "layout", "dtype", "epilogue", "training"),
     pairs(
         NAMES_OF_SHAPES,
         LAYOUTS,
         DTYPES,
-        EPILOGUES,
+        [(ACTIVATIONS["relu"], False), (ACTIVATIONS["silu"], True)],
         (True, False),
         where=lambda name, layout, *_: lies(name, layout),
+    )
+    + pairs(
+        ("image-odd",), ("contiguous", "channels_last", "stepped"), DTYPES, EPILOGUES, (True, False)
     ),
     ids=str,
 )
