@@ -34,7 +34,8 @@ def _identity(z: Tensor) -> Tensor:
 
 def _hardsigmoid(z: Tensor) -> Tensor:
     """Which PyTorch's own cannot differentiate twice, and differentiates with a float32 sixth."""
-    return F.relu6(z + 3) / 6
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    return (F.relu6(wide + 3) / 6).to(z.dtype)
 
 
 def _gelu_tanh(z: Tensor) -> Tensor:
@@ -99,20 +100,25 @@ def activation_of(name: str | None, kwargs: Mapping[str, object] | None = None) 
 
     Raises:
         ValueError: there is no function of that name.
+        RuntimeError: ``approximate`` is neither ``none`` nor ``tanh``.
         TypeError: a keyword argument that the function does not have.
     """
     name = "identity" if name is None else name
     left = dict(kwargs or {})
     left.pop("inplace", None)
-    if name == "gelu" and left.pop("approximate", "none") == "tanh":
-        name = "gelu_tanh"
+    given = name
+    if name == "gelu":
+        approximate = left.pop("approximate", "none")
+        if approximate not in ("none", "tanh"):
+            raise RuntimeError("approximate argument must be either none or tanh.")
+        name = "gelu_tanh" if approximate == "tanh" else name
     if name not in _FUNCTIONS:
         raise ValueError(f"activation is {name!r}; it may be one of {', '.join(NAMES)}")
     parameter = _FUNCTIONS[name].parameter
     value = 0.0 if parameter is None else float(left.pop(*parameter))  # type: ignore[arg-type]
     if left:
         known = [*((parameter.keyword,) if parameter else ()), "inplace"]
-        known[:0] = ["approximate"] if name in ("gelu", "gelu_tanh") else []
+        known[:0] = ["approximate"] if given == "gelu" else []
         raise TypeError(
             f"{name} got {', '.join(left)}; of keyword arguments it takes {' and '.join(known)}"
         )

@@ -174,6 +174,8 @@ def batch_norm_act_backward(
         z = (wide - center) * (inverse if weight is None else inverse * _per_channel(weight, x))
         z = z if bias is None else z + _per_channel(bias, x)
         z = z if residual is None else z + residual
+        # Kernels take derivatives at what the dtype of x holds of z.
+        z = z + (z.to(x.dtype).to(z.dtype) - z).detach()
         y = Activation(activation, parameter)(z).to(x.dtype)
         wanted = [alias for alias in aliases if alias is not None]
         gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

@@ -87,7 +87,7 @@ def _refuse_grad(name: str) -> None:
     )
 
 
-def _number(name: str, position: int, value: object) -> float:
+def number(name: str, position: int, value: object) -> float:
     """What stock takes for a number: Python's, NumPy's, and tensors of a single element."""
     if isinstance(value, Real) or (
         isinstance(value, torch.Tensor) and value.dim() == 0 and not value.requires_grad
@@ -110,7 +110,7 @@ def dispatch(
     momentum: float | None,
     eps: float,
 ) -> Tensor:
-    """Chooses the way to y: the operators alone, with autograd, or the composite formula.
+    """Chooses the way to y: the operator, or the composite formula.
 
     Args:
         x: (N, C, ...).
@@ -125,8 +125,8 @@ def dispatch(
     """
     if type(eps) is not float or not (momentum is None or type(momentum) is float):
         try:
-            momentum = None if momentum is None else _number("momentum", 7, momentum)
-            eps = _number("eps", 8, eps)
+            momentum = None if momentum is None else number("momentum", 7, momentum)
+            eps = number("eps", 8, eps)
         except TypeError:
             _count(num_batches_tracked)
             raise
@@ -200,5 +200,5 @@ def batch_norm(
         )
         return y
     if momentum is None:
-        _number("momentum", 7, momentum)
+        number("momentum", 7, momentum)
     return dispatch(input, weight, bias, running_mean, running_var, None, training, momentum, eps)

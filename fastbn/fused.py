@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._multiprocessors import leave_multiprocessors_free
 from .activations import IDENTITY, Activation, activation_of
-from .functional import dispatch
+from .functional import dispatch, number
 from .ops import operators
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def _has_kernels(
     ):
         return False  # and refuses these
     return residual is None or (
-        residual.shape == x.shape and residual.dtype == x.dtype and residual.device == x.device
+        isinstance(residual, torch.Tensor)
+        and residual.shape == x.shape
+        and residual.dtype == x.dtype
+        and residual.device == x.device
     )
 
 
@@ -101,7 +104,8 @@ def batch_norm_act(
     """``activation(batch_norm(input) + residual)`` in one pass over memory for all three.
 
     The value is not rounded to the dtype of ``input`` in between. The gradient is that of the
-    activation at the rounded sum, as if it followed as an operation of its own.
+    activation at the rounded sum, as if it followed as an operation of its own. Backward computes
+    the sum again: ``input``, the residual and the parameters must not change in between.
 
     Args:
         input: (N, C, ...); see :func:`fastbn.batch_norm`, and so on until ``eps``.
@@ -143,6 +147,8 @@ def batch_norm_act(
             activation_kwargs=activation_kwargs,
         )
         return y
+    if momentum is None:
+        number("momentum", 7, momentum)
     function = activation_of(activation, activation_kwargs)
     return dispatch_act(
         input,

@@ -50,8 +50,8 @@ struct Relu6 {
   }
   FASTBN_HOST_DEVICE static V derivative(V z, V) {
     const V zero = Math::number(0), one = Math::number(1), six = Math::number(6);
-    const V below = z >= six ? zero : one;
-    return z <= zero ? zero : below;
+    const V below = z < six ? one : zero;
+    return z > zero ? below : zero;
   }
 };
 
@@ -133,7 +133,10 @@ struct GeluTanh {
   }
   FASTBN_HOST_DEVICE static V value(V z, V) { return z * gate(z); }
   FASTBN_HOST_DEVICE static V derivative(V z, V) {
-    const V one = Math::number(1);
+    const V one = Math::number(1), most = Math::number(40);
+    // Beyond, the derivative is 0 or 1, and z * slope overflows sooner or later.
+    z = z > most ? most : z;
+    z = z < -most ? -most : z;
     const V twice_sqrt_two_over_pi = Math::number(1.5957691216057307117);
     const V slope = twice_sqrt_two_over_pi * (one + Math::number(3 * 0.044715) * z * z);
     const V gated = gate(z);
@@ -194,13 +197,12 @@ struct Tanh {
 template <typename Math>
 struct Mish {
   using V = typename Math::Value;
-  FASTBN_HOST_DEVICE static V growth(V z) {
+  FASTBN_HOST_DEVICE static V bounded(V z) {
     const V most = Math::number(40);
-    const V bounded = z > most ? most : z;
-    return Math::exp(bounded);
+    return z > most ? most : z;
   }
   FASTBN_HOST_DEVICE static V value(V z, V) {
-    const V e = growth(z);
+    const V e = Math::exp(bounded(z));
     const V n = e * (e + Math::number(2));
     return z * (n / (n + Math::number(2)));
   }
@@ -208,7 +210,8 @@ struct Mish {
   // exp(z) / (1 + exp(z)).
   FASTBN_HOST_DEVICE static V derivative(V z, V) {
     const V one = Math::number(1), two = Math::number(2);
-    const V e = growth(z);
+    z = bounded(z);
+    const V e = Math::exp(z);
     const V n = e * (e + two);
     const V below = one / (n + two);
     return n * below + z * (e / (one + e)) * (Math::number(4) * ((n + one) * below) * below);

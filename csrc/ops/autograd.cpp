@@ -26,7 +26,7 @@ using Tensor = at::Tensor;
 using Gradients4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Calls the operator of that name by the dispatcher. Results and arguments are of exactly the types
-// of its schema.
+// of its schema; it is looked up once for these types, which no two of the operators here share.
 template <typename Result, typename... Arguments>
 Result call(const char* name, Arguments... arguments) {
   static const auto found =

@@ -195,3 +195,10 @@ def test_unknown_names_and_arguments_are_refused() -> None:
         fastbn.batch_norm_act(x, None, None, training=True, activation="swoosh")
     with pytest.raises(TypeError, match=r"^relu got slope; of keyword arguments it takes inplace$"):
         fastbn.batch_norm_act(x, None, None, training=True, activation_kwargs={"slope": 1})
+    with pytest.raises(RuntimeError, match=r"^approximate argument must be either none or tanh\.$"):
+        fastbn.batch_norm_act(
+            x, None, None, training=True, activation="gelu", activation_kwargs={"approximate": "no"}
+        )
+    momentum: Any = None
+    with pytest.raises(TypeError, match=r"argument 'momentum' \(position 7\) must be float"):
+        fastbn.batch_norm_act(x, None, None, training=True, momentum=momentum)

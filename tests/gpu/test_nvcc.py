@@ -69,6 +69,12 @@ each_architecture = pytest.mark.parametrize(
 REGISTERS = 65536  # of a multiprocessor
 
 
+def blocks_of(name: Name) -> int:
+    """That a kernel is compiled for."""
+    has_epilogue = ", " in name.kernel
+    return 1 if has_epilogue and name.dtype == "double" else promised()[name.mapping].blocks
+
+
 def registers_of_block(registers: int, threads: int) -> int:
     """Allocated in pieces of 256 to each warp."""
     return threads // 32 * (-(-registers * 32 // 256) * 256)
@@ -122,12 +128,13 @@ def test_kernels_stay_in_registers(architecture: str, toolkit: Path) -> None:
     called = nvcc.usages_of_called(architecture)
     spilt += [f"{name}: {usage}" for name, usage in called.items() if usage.local]
     assert not spilt, "\n".join(spilt)
-    # As many full blocks share a multiprocessor as geometry.h promises.
+    # As many full blocks share a multiprocessor as geometry.h promises, or a single one where
+    # functions of float64 take registers.
     crowded = [
         f"{name}: {usage.registers} registers"
         for name, usage in usages.items()
         if name.kernel not in PERSISTENT
-        and promised()[name.mapping].blocks * registers_of_block(usage.registers, 512) > REGISTERS
+        and blocks_of(name) * registers_of_block(usage.registers, 512) > REGISTERS
     ]
     assert not crowded, "\n".join(crowded)
 

@@ -190,6 +190,13 @@ def _changed_in_between(self: Any, x: Tensor) -> Any:
     return self.act(y + z)
 
 
+def _changed_by_another_name(self: Any, x: Tensor) -> Any:
+    z = self.conv(x)
+    y = self.bn(x)
+    z.view(-1).mul_(2)
+    return self.act(y + z)
+
+
 def _called_again(self: Any, x: Tensor) -> Any:
     y = self.bn(self.conv(x))
     return self.act(y + self.bn(x))
@@ -253,6 +260,7 @@ NEAR_MISSES: dict[Function, str] = {
     _number_added: "is not a tensor",
     _scaled: "is scaled",
     _changed_in_between: "may change its input or the residual in between",
+    _changed_by_another_name: "may change its input or the residual in between",
     _on_values: "cannot be traced: symbolically traced variables cannot be used as inputs to",
     _random: "draws random numbers",
     _without_gradients: "switches gradients",

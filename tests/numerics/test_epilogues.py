@@ -190,6 +190,30 @@ def test_edges_are_stocks(
     assert dx[..., z.isnan() & slope.isnan()].isnan().all()
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "stepped"])
+@pytest.mark.parametrize("added", [True, False], ids=["sum", "alone"])
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "hardsigmoid"])
+def test_no_gradient_gets_through_where_functions_are_flat(
+    name: str, added: bool, layout: str, device: str
+) -> None:
+    """Not even an infinite one, such as that of a square root of what ReLU has made zero."""
+    z = torch.linspace(-8, 8, 1600, dtype=torch.float64, device=device).reshape(1, 16, 100)
+    dy = torch.full_like(z, torch.inf)
+    dy[..., ::3] = torch.nan
+    x = LAYOUTS[layout](z).requires_grad_()
+    residual = LAYOUTS[layout](torch.zeros_like(z)).requires_grad_() if added else None
+    zeros, ones = torch.zeros(16, device=device).double(), torch.ones(16, device=device).double()
+    y = fastbn.batch_norm_act(x, zeros, ones, eps=0.0, residual=residual, activation=name)
+    leaves = [leaf for leaf in (x, residual) if leaf is not None]
+    stock = z.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(ACTIVATIONS[name](stock), stock, torch.ones_like(z))
+    flat = slope == 0
+    assert flat.any()
+    for gradient in torch.autograd.grad(y, leaves, dy):
+        assert torch.equal(gradient[flat], torch.zeros_like(gradient[flat]))
+        assert not gradient[~flat].isfinite().any()
+
+
 def _kwargs(activation: Activation) -> dict[str, object]:
     keywords = {"leaky_relu": "negative_slope", "elu": "alpha"}
     return {keywords[activation.name]: activation.parameter} if activation.name in keywords else {}

@@ -35,9 +35,10 @@ inline Vector<acc_t> held(DType dtype, Vector<acc_t> value) {
   return value;
 }
 
-// The activation functions of epilogues: value(z) and derivative(z) of vectors and of pairs. The
-// derivative is that at z as an activation holds it: where that is zero, so is what a ReLU that
-// follows batch norm gets.
+// The activation functions of epilogues, of vectors and of pairs: value(z), and gradient(dy, z), dy
+// times the derivative. That is the derivative at z as an activation holds it: where that is zero,
+// so is what a ReLU that follows batch norm gets. Where a function is flat no dy gets through, not
+// even an infinite one.
 template <typename acc_t>
 class ReluFunction {
  public:
@@ -46,14 +47,14 @@ class ReluFunction {
   explicit ReluFunction(DType dtype) : vanishing_(splat(largest_vanishing<acc_t>(dtype))) {}
 
   inline __attribute__((always_inline)) V value(V z) const { return z <= V{} ? V{} : z; }
-  inline __attribute__((always_inline)) V derivative(V z) const {
-    return z <= vanishing_ ? V{} : splat(acc_t{1});
+  inline __attribute__((always_inline)) V gradient(V dy, V z) const {
+    return z <= vanishing_ ? V{} : dy;
   }
   inline __attribute__((always_inline)) Pair<acc_t> value(Pair<acc_t> z) const {
     return {value(z.first), value(z.second)};
   }
-  inline __attribute__((always_inline)) Pair<acc_t> derivative(Pair<acc_t> z) const {
-    return {derivative(z.first), derivative(z.second)};
+  inline __attribute__((always_inline)) Pair<acc_t> gradient(Pair<acc_t> dy, Pair<acc_t> z) const {
+    return {gradient(dy.first, z.first), gradient(dy.second, z.second)};
   }
 
  private:
@@ -99,18 +100,23 @@ class AnyFunction {
     set_values<acc_t>(function_, vectors, parameter_);
     return {vectors[0], vectors[1]};
   }
-  V derivative(V z) const {
-    V vectors[] = {z};
-    set_derivatives<acc_t>(function_, dtype_, vectors, parameter_);
-    return vectors[0];
+  V gradient(V dy, V z) const {
+    V slopes[] = {z};
+    set_derivatives<acc_t>(function_, dtype_, slopes, parameter_);
+    return times(dy, slopes[0]);
   }
-  Pair<acc_t> derivative(Pair<acc_t> z) const {
-    V vectors[] = {z.first, z.second};
-    set_derivatives<acc_t>(function_, dtype_, vectors, parameter_);
-    return {vectors[0], vectors[1]};
+  Pair<acc_t> gradient(Pair<acc_t> dy, Pair<acc_t> z) const {
+    V slopes[] = {z.first, z.second};
+    set_derivatives<acc_t>(function_, dtype_, slopes, parameter_);
+    return {times(dy.first, slopes[0]), times(dy.second, slopes[1])};
   }
 
  private:
+  static V times(V dy, V slope) {
+    const V product = dy * slope;
+    return slope == V{} ? V{} : product;
+  }
+
   const ActivationFunction function_;
   const DType dtype_;
   const V parameter_;
@@ -224,7 +230,7 @@ inline __attribute__((always_inline)) void relu_grad_input_rows(
     const Numbers slope(coefficients.slope, row * step), offset(coefficients.offset, row * step);
     map<kOrderOf<Coefficient>>(as<scalar_t>(dx) + first, block.columns, stream, [&](auto at) {
       const auto centered = z.centered(at);
-      const auto through = at(dy) * relu.derivative(z.of(at, centered)) * scale(at);
+      const auto through = relu.gradient(at(dy), z.of(at, centered)) * scale(at);
       return training ? through + (centered * slope(at) + offset(at)) : through;
     });
   }
@@ -266,7 +272,7 @@ void activation_grad_columns(const void* dy_data, const void* x, void* dz, Block
     const scalar_t* dy = as<scalar_t>(dy_data) + first;
     const PreActivation<scalar_t, OfColumns> z(x, epilogue, affine, first, 0);
     map<LaneOrder::kMemory>(as<scalar_t>(dz) + first, block.columns, false,
-                            [&](auto at) { return at(dy) * function.derivative(z(at)); });
+                            [&](auto at) { return function.gradient(at(dy), z(at)); });
   }
 }
 
@@ -283,7 +289,7 @@ void activated_grad_sums(const void* dy_data, const void* x, void* dz_data, Bloc
       z.prefetch_next(at, accumulator);
       prefetch(dy + at.i + kPrefetchBytes / sizeof(scalar_t), accumulator);
       const auto centered = z.centered(at);
-      const auto gradient = at.whole(dy) * function.derivative(z.of(at, centered));
+      const auto gradient = function.gradient(at.whole(dy), z.of(at, centered));
       if (dz != nullptr) at.put(dz, gradient);
       sums.add(accumulator, at.kept(gradient));
       products.add(accumulator, at.kept(gradient * centered));
@@ -331,7 +337,7 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
           const V centered = load(x + i) - means[v];
           V z = centered * scales[v] + shifts[v];
           if (residual != nullptr) z += load(residual + i);
-          const V gradient = load(dy + i) * function.derivative(z);
+          const V gradient = function.gradient(load(dy + i), z);
           if (dz != nullptr) store<false>(dz + i, gradient);
           sums[v] += gradient;
           products[v] += gradient * centered;

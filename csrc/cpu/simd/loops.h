@@ -35,7 +35,7 @@ constexpr int64_t kMaxBlockColumns = 2048;
 constexpr bool fills_vectors(const Block2d& block) { return block.columns >= kMaxLanes; }
 
 // The demand of loops on two activations, one written and one read, is that they are disjoint();
-// see problem.h. Or, without `stream`, the same.
+// see problem.h. Or, without `stream`, the same; but what is left in `dz` is read nowhere.
 
 // Coefficients of struct Affine and GradAffine (core/finalize.h), in arrays of acc_t.
 struct AffineColumns {

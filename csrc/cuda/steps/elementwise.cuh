@@ -108,9 +108,12 @@ class PreActivationGradient {
       if constexpr (kHasResidual) z[i] += residual[i];
     }
     differentiate<typename Mapping::scalar_t>(epilogue_, z);
-    // What the thread does not have may be anything, and the derivative there none.
+    // What the thread does not have may be anything, and the derivative there none. Where a
+    // function is flat no dy gets through, not even an infinite one.
 #pragma unroll
-    for (int i = 0; i < Tile::kValues; ++i) dy[i] = tile.has(i) ? dy[i] * z[i] : 0;
+    for (int i = 0; i < Tile::kValues; ++i) {
+      dy[i] = tile.has(i) && z[i] != 0 ? dy[i] * z[i] : 0;
+    }
   }
 
  private:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...activations import IDENTITY, Activation
 from ...modules.activation_modules import function_of_module, is_observed
@@ -191,16 +192,39 @@ class Steps:
         if into_residual and not self._is_new(residual):
             return "it is added to another tensor in place, which may be in use elsewhere"
         # The one step comes where both its inputs are there; what happens from there to the
-        # addition may change neither of them.
+        # addition may change neither of them, by whatever name.
+        inputs = self._aliases(*site.start.all_input_nodes)
+        both = inputs | self._aliases(residual)
         for node in self.graph.nodes:
-            if not site.start < node < site.addition or node is residual:
+            if not site.start < node < site.addition:
                 continue
-            uses = any(node in value.users for value in (*site.start.all_input_nodes, residual))
-            if uses and self._may_change_its_inputs(node):
+            touched = inputs if node is residual else both
+            if not touched.isdisjoint(node.all_input_nodes) and self._may_change_its_inputs(node):
                 return f"{node} may change its input or the residual in between"
             if node.target == site.start.target:
                 return "it is called again before the addition"
         return None
+
+    def _aliases(self, *nodes: fx.Node) -> set[fx.Node]:
+        """All steps whose values may share memory with those of some."""
+        found: set[fx.Node] = set()
+        left = list(nodes)
+        while left:
+            node = left.pop()
+            if node in found:
+                continue
+            found.add(node)
+            if not self._makes_memory(node):
+                left += node.all_input_nodes
+            left += [user for user in node.users if not self._makes_memory(user)]
+        return found
+
+    def _makes_memory(self, node: fx.Node) -> bool:
+        """Whether a step's value certainly shares no memory with what it takes."""
+        if node.op == "call_module":
+            module = self._block.get_submodule(str(node.target))
+            return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, _BatchNorm))
+        return _is_addition(node) and not _adds_in_place(node)
 
     def _may_change_its_inputs(self, node: fx.Node) -> bool:
         if node.op == "call_module":
