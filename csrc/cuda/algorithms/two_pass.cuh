@@ -48,11 +48,13 @@ FASTBN_DEVICE Record load_coefficients(const Workspace& workspace, int64_t chann
   return record;
 }
 
-// Blocks that share an SM's registers. Functions of float64 take more of them than two blocks have.
-template <typename Mapping, EpilogueKind kKind>
-constexpr int kBlocks = kKind != EpilogueKind::kNone && sizeof(typename Mapping::acc_t) == 8
-                            ? 1
-                            : Mapping::kOccupancy.blocks;
+// Blocks that share an SM's registers. Functions of float64 take more of them than two blocks have,
+// and so does whoever sums up what a function returns.
+template <typename Mapping, EpilogueKind kKind, bool kReduces = false>
+constexpr int kBlocks =
+    kKind != EpilogueKind::kNone && (kReduces || sizeof(typename Mapping::acc_t) == 8)
+        ? 1
+        : Mapping::kOccupancy.blocks;
 
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
@@ -118,7 +120,7 @@ eval_forward(FASTBN_PARAMETER EvalForward op, FASTBN_PARAMETER Geometry geometry
 }
 
 template <typename Mapping, EpilogueKind kKind>
-FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind>))
+FASTBN_KERNEL(kMaxThreads, (kBlocks<Mapping, kKind, true>))
 two_pass_backward_reduce(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geometry,
                          FASTBN_PARAMETER Workspace workspace) {
   using acc_t = typename Mapping::acc_t;
