@@ -61,6 +61,19 @@ INPUTS = {
 }
 
 
+def fits(op: str, algorithm: str, name: str, dtype: torch.dtype, _: str, residual: bool) -> bool:
+    """Whether there is such a plan.
+
+    With given statistics there is one pass, and no choice. Three tensors of narrow channel tiles
+    are more than one block has room for.
+    """
+    if algorithm == "two_pass":
+        return True
+    narrow = dtype == torch.bfloat16 and name in ("folded", "channels last, last tile narrow")
+    many = op == "backward" and residual and narrow and algorithm == "persistent_block"
+    return not op.startswith("eval") and not many
+
+
 @pytest.mark.parametrize(
     ("op", "algorithm", "name", "dtype", "activation", "residual"),
     pairs(
@@ -70,8 +83,7 @@ INPUTS = {
         (torch.float32, torch.bfloat16),
         ("relu", "silu"),
         (False, True),
-        # With given statistics there is one pass, and no choice.
-        where=lambda op, algorithm, *_: algorithm == "two_pass" or not op.startswith("eval"),
+        where=fits,
     ),
     ids=str,
 )

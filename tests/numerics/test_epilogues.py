@@ -17,7 +17,7 @@ from tests.support.case_checks import EPS, MOMENTUM, statistics_of
 from tests.support.epilogues import ACTIVATIONS, derivative, with_epilogue
 from tests.support.pairs import pairs
 from tests.support.tables import DTYPES, HALVES, LAYOUTS, SHAPES, SHARED, Case, lies, make
-from tests.support.tolerances import assert_near, assert_no_worse
+from tests.support.tolerances import arithmetic_error, assert_near, assert_no_worse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,8 +150,12 @@ def test_no_less_accurate_than_stock(
     for quantity, leaf in wrt.items():
         (our_gradient,) = torch.autograd.grad(ours, leaf, exact.dy, retain_graph=True)
         (their_gradient,) = torch.autograd.grad(theirs, leaf, exact.dy, retain_graph=True)
-        largest = (their_gradient.double() - exact.expected[quantity].value).abs().max()
-        assert (our_gradient.double() - exact.expected[quantity].value).abs().max() <= largest
+        expected = exact.expected[quantity]
+        error = (our_gradient.double() - expected.value).abs().max()
+        theirs_error = (their_gradient.double() - expected.value).abs().max()
+        # Those of parameters are float32, where either may be the lucky one.
+        floor = arithmetic_error(leaf.dtype, expected, quantity, condition=1.0).max()
+        assert error <= theirs_error + floor
 
 
 # Pre-activations at and around what functions and 16-bit types have kinks at, and beyond numbers.
