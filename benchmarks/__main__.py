@@ -1,8 +1,9 @@
 """``python -m benchmarks``: fastbn's batch norm against the alternatives.
 
 kernels: passes over many shapes. overhead: what a call costs the host. model: a training step of
-ResNet-50. memory: what is saved for backward, and the peak. claims: what is said of batch
-normalization, put to the test. Without a name all but the claims are measured; all is all of them.
+ResNet-50 and of EfficientNet-B0. memory: what is saved for backward, and the peak. claims: what is
+said of batch normalization, put to the test. Without a name all but the claims are measured; all is
+all of them.
 
 Also: compare BEFORE.json AFTER.json, for regressions; architectures, which fuses networks of
 torchvision and timm and compares them with stock's; readme, which writes the measured parts of
@@ -136,7 +137,7 @@ class Suite:
         return list(rows)
 
     def model(self) -> tuple[list[Row], list[str]]:
-        """Steps of ResNet-50, where transformers is installed."""
+        """Steps of networks, where transformers is installed."""
         options = self._options
         if find_spec("transformers") is None:
             print("model: left out; it needs the package transformers")

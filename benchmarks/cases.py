@@ -156,6 +156,7 @@ class BenchmarkCase:
 # What tables and pictures call layouts and passes.
 LAYOUT_NAMES = {"contiguous": "contiguous", "channels_last": "channels last"}
 PASS_NAMES = {"forward": "training forward", "backward": "training backward", "eval": "eval"}
+NETWORK_NAMES = {"resnet50": "ResNet-50", "efficientnet_b0": "EfficientNet-B0"}
 
 
 def layouts(shape: Shape) -> tuple[str, ...]:

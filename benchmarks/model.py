@@ -1,10 +1,11 @@
-"""Times a training step of a whole ResNet-50, with one batch norm or another in it."""
+"""Times a training step of whole networks, with one batch norm or another in them."""
 
 from __future__ import annotations
 
 import copy
 import re
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 import fastbn
 
+from .cases import NETWORK_NAMES
 from .memory import peak_bytes
 from .rows import Row, Subject, exact
 from .timing import measure
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
 _SIZES = {"cpu": ((8, 224), (4, 128)), "cuda": ((256, 224), (64, 224))}
 # By device: dtypes, which below float32 are autocast's, and layouts.
 _SETTINGS = {
-    "cpu": ((torch.float32, "contiguous"), (torch.bfloat16, "channels_last")),
+    "cpu": ((torch.float32, "channels_last"), (torch.bfloat16, "channels_last")),
     "cuda": ((torch.bfloat16, "channels_last"),),
 }
+_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _CLASSES = 1000
 # Errors of gradients that count as right: so many times stock's, plus the tolerance of the dtype.
 _WORSE_THAN_STOCK = 2
@@ -46,16 +49,29 @@ _COMPILED_BATCH_NORM = re.compile(r"triton.*batch_norm")
 
 
 def _resnet50() -> nn.Module:
-    """ResNet-50 with random weights, in its standard configuration.
-
-    Raises:
-        ImportError: transformers is not installed.
-    """
+    """ResNet-50 with random weights, in its standard configuration."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     configuration: Any = ResNetConfig  # its arguments are those of a base class, unannotated
     model: nn.Module = ResNetForImageClassification(configuration(num_labels=_CLASSES))
     return model
+
+
+def _efficientnet_b0() -> nn.Module:
+    """EfficientNet-B0 with random weights, and nothing dropped: every step computes the same."""
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+    configuration: Any = EfficientNetConfig
+    b0 = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+    dropped = {"dropout_rate": 0.0, "drop_connect_rate": 0.0}
+    model: nn.Module = EfficientNetForImageClassification(
+        configuration(num_labels=_CLASSES, **b0, **dropped)
+    )
+    return model
+
+
+# By their names in rows; the first alone with --quick.
+_MAKERS = {"resnet50": _resnet50, "efficientnet_b0": _efficientnet_b0}
 
 
 class Training:
@@ -100,11 +116,12 @@ def _variants(model: nn.Module, compiled: bool) -> dict[str, nn.Module]:
     """A network in all the ways to train it."""
     variants: dict[str, nn.Module] = {
         "fastbn": fastbn.convert(copy.deepcopy(model)),
+        "fastbn fused": fastbn.fuse(copy.deepcopy(model)),
         "stock": copy.deepcopy(model),
     }
     if compiled:
         torch._dynamo.reset()
-        for name in ("fastbn", "stock"):
+        for name in ("fastbn fused", "stock"):
             original: Any = copy.deepcopy(variants[name])
             compiled_model: Any = torch.compile(original, dynamic=False)
             variants[f"{name} compiled"] = compiled_model
@@ -161,11 +178,11 @@ def _errors(training: Training, exact: list[Tensor]) -> list[float]:
     return [float((g - e).norm() / e.norm()) for g, e in zip(found, exact, strict=True)]
 
 
-def _wrong(errors: dict[str, list[float]], dtype: torch.dtype) -> dict[str, str]:
+def _wrong(errors: dict[str, list[float]], what: str, dtype: torch.dtype) -> dict[str, str]:
     """A sentence for each variant whose gradients are further off than stock's may be."""
     allowed = [_WORSE_THAN_STOCK * error + _TOLERANCES[dtype] for error in errors["stock"]]
     return {
-        name: f"{name}, ResNet-50 in {dtype}: gradients are off by "
+        name: f"{name}, {what}: gradients are off by "
         + " and ".join(f"{error:.0e}" for error in own)
         + " of their size, stock's by "
         + " and ".join(f"{error:.0e}" for error in errors["stock"])
@@ -175,6 +192,69 @@ def _wrong(errors: dict[str, list[float]], dtype: torch.dtype) -> dict[str, str]
     }
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What a network is trained on."""
+
+    images: Tensor
+    labels: Tensor
+
+    def training(self, model: nn.Module, dtype: torch.dtype, layout: str) -> Training:
+        images = self.images.to(memory_format=_FORMATS[layout])
+        return Training(model, images, self.labels, dtype)
+
+    def few(self) -> _Batch:
+        """As many as are compared."""
+        return _Batch(self.images[:_CHECKED], self.labels[:_CHECKED])
+
+
+def _measure_setting(
+    network: str,
+    original: nn.Module,
+    batch: _Batch,
+    exact_gradients: list[Tensor],
+    setting: tuple[torch.dtype, str],
+    compiled: bool,
+    budget: float,
+) -> tuple[list[Row], list[str]]:
+    """Rows of all variants of a network that are right, and a sentence for each that is wrong."""
+    dtype, layout = setting
+    model: Any = copy.deepcopy(original)
+    variants = _variants(model.to(memory_format=_FORMATS[layout]), compiled)
+    errors = {
+        name: _errors(batch.few().training(variant, dtype, layout), exact_gradients)
+        for name, variant in variants.items()
+    }
+    wrong = _wrong(errors, f"{NETWORK_NAMES[network]} in {dtype}", dtype)
+    trainings = {
+        name: batch.training(variant, dtype, layout)
+        for name, variant in variants.items()
+        if name not in wrong
+    }
+    subject = partial(
+        Subject,
+        benchmark="model",
+        shapes=network,
+        shape="x".join(map(str, batch.images.shape)),
+        dtype=str(dtype).removeprefix("torch."),
+        layout=layout,
+    )
+    device = batch.images.device.type
+    count = _STEPS[device]
+    runs = {name: partial(training.steps, count) for name, training in trainings.items()}
+    rows = [
+        Row(subject(measured="step"), name, timing.divided(count))
+        for name, timing in measure(runs, budget).items()
+    ]
+    for name, training in trainings.items():
+        peak = peak_bytes(training.step, device)
+        rows.append(Row(subject(measured="peak", unit="bytes"), name, exact(peak)))
+        share = _share_of_batch_norm(partial(training.steps, 1), device)
+        if share is not None:
+            rows.append(Row(subject(measured="batch norm", unit="share"), name, exact(share)))
+    return rows, list(wrong.values())
+
+
 def measure_model(
     device: str, *, quick: bool, compiled: bool, budget: float
 ) -> tuple[list[Row], list[str]]:
@@ -182,8 +262,8 @@ def measure_model(
 
     Args:
         device: where to train.
-        quick: on fewer and smaller images.
-        compiled: what torch.compile makes of the network as well, which takes minutes.
+        quick: ResNet-50 alone, on fewer and smaller images.
+        compiled: what torch.compile makes of the networks as well, which takes minutes.
         budget: seconds for each setting.
 
     Returns:
@@ -193,53 +273,29 @@ def measure_model(
     Raises:
         ImportError: transformers is not installed.
     """
-    batch, width = _SIZES[device][quick]
-    torch.manual_seed(0)
-    original = _resnet50().to(device)
-    images = torch.randn(batch, 3, width, width, device=device)
-    labels = torch.randint(_CLASSES, (batch,), device=device)
-    few, few_labels = images[:_CHECKED], labels[:_CHECKED]
-    reference = copy.deepcopy(original).double()
-    exact_gradients = _gradients(Training(reference, few.double(), few_labels, torch.float64))
-    del reference
+    size, width = _SIZES[device][quick]
+    makers = list(_MAKERS.items())[: 1 if quick else None]
+    settings = _SETTINGS[device][: 1 if quick else None]
     rows: list[Row] = []
     wrong: list[str] = []
-    settings = _SETTINGS[device][: 1 if quick else None]
-    for dtype, layout in tqdm(settings, desc="model", unit="setting"):
-        to = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        model: Any = copy.deepcopy(original)
-        model = model.to(memory_format=to)
-        variants = _variants(model, compiled)
-        errors = {
-            name: _errors(
-                Training(variant, few.to(memory_format=to), few_labels, dtype), exact_gradients
+    progress = tqdm(total=len(makers) * len(settings), desc="model", unit="setting")
+    for network, make in makers:
+        torch.manual_seed(0)
+        original = make().to(device)
+        images = torch.randn(size, 3, width, width, device=device)
+        batch = _Batch(images, torch.randint(_CLASSES, (size,), device=device))
+        few = batch.few()
+        exact_gradients = _gradients(
+            Training(
+                copy.deepcopy(original).double(), few.images.double(), few.labels, torch.float64
             )
-            for name, variant in variants.items()
-        }
-        found = _wrong(errors, dtype)
-        wrong += found.values()
-        trainings = {
-            name: Training(variant, images.to(memory_format=to), labels, dtype)
-            for name, variant in variants.items()
-            if name not in found
-        }
-        subject = partial(
-            Subject,
-            benchmark="model",
-            shapes="resnet50",
-            shape="x".join(map(str, images.shape)),
-            dtype=str(dtype).removeprefix("torch."),
-            layout=layout,
         )
-        count = _STEPS[device]
-        runs = {name: partial(training.steps, count) for name, training in trainings.items()}
-        for name, timing in measure(runs, budget).items():
-            rows.append(Row(subject(measured="step"), name, timing.divided(count)))
-        for name, training in trainings.items():
-            peak = peak_bytes(training.step, device)
-            rows.append(Row(subject(measured="peak", unit="bytes"), name, exact(peak)))
-            share = _share_of_batch_norm(partial(training.steps, 1), device)
-            if share is not None:
-                row = Row(subject(measured="batch norm", unit="share"), name, exact(share))
-                rows.append(row)
+        for setting in settings:
+            found, sentences = _measure_setting(
+                network, original, batch, exact_gradients, setting, compiled, budget
+            )
+            rows += found
+            wrong += sentences
+            progress.update()
+    progress.close()
     return rows, wrong

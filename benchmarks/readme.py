@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import LAYOUT_NAMES, PASS_NAMES
+from .cases import LAYOUT_NAMES, NETWORK_NAMES, PASS_NAMES
 from .machine import name_of
 from .report import network_totals, tables
 from .rows import Results, coldest, read
@@ -82,6 +82,7 @@ def _training(results: Results) -> str:
     for group in steps:
         batch, *_, width = group.subject.shape.split("x")
         line = [
+            NETWORK_NAMES[group.subject.shapes],
             f"{batch} of {width} x {width}",
             group.subject.dtype,
             LAYOUT_NAMES[group.subject.layout],
@@ -93,8 +94,8 @@ def _training(results: Results) -> str:
             per_second = int(batch) / group.rows[name].value.median
             line.append(f"{per_second:.1f} ({1 / group.ratio(name) * group.ratio('stock'):.2f}x)")
         lines.append(line)
-    return "Training ResNet-50, images per second (and how many times stock's):\n\n" + _table(
-        ["images", "dtype", "layout", *names], lines
+    return "Training, images per second (and how many times stock's):\n\n" + _table(
+        ["network", "images", "dtype", "layout", *names], lines
     )
 
 

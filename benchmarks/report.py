@@ -265,11 +265,11 @@ def overhead(results: Results) -> str:
 
 
 def model(results: Results) -> str:
-    """A line for each way to train the network."""
-    figures: dict[tuple[str, str, str], dict[str, Group]] = {}
+    """A line for each way to train a network."""
+    figures: dict[tuple[str, str, str, str], dict[str, Group]] = {}
     for group in results.select("model"):
         subject = group.subject
-        key = (subject.shape, subject.dtype, subject.layout)
+        key = (subject.shapes, subject.shape, subject.dtype, subject.layout)
         figures.setdefault(key, {})[subject.measured] = group
     lines = []
     for key, by_name in figures.items():
@@ -280,18 +280,18 @@ def model(results: Results) -> str:
                 *key,
                 name,
                 _milliseconds(seconds),
-                f"{int(key[0].split('x')[0]) / seconds:.1f}",
+                f"{int(key[1].split('x')[0]) / seconds:.1f}",
             ]
             line.append(f"{step.rows['stock'].value.median / seconds:.3f}x")
             for measured, show in (("batch norm", "{:.0%}".format), ("peak", _mebibytes)):
                 others = by_name[measured].rows if measured in by_name else {}
                 line.append(show(others[name].value.median) if name in others else "")
             lines.append(line)
-    headers = ["images", "dtype", "layout", "batch norm of", "step ms", "images/s", "vs stock"]
-    headers += ["of which BN", "peak MiB"]
+    headers = ["network", "images", "dtype", "layout", "batch norm of"]
+    headers += ["step ms", "images/s", "vs stock", "of which BN", "peak MiB"]
     return (
-        "A training step of ResNet-50 (forward, backward, SGD); vs stock: stock's time over it"
-        f"\n\n{_table(headers, lines, words=4)}"
+        "A training step of a network (forward, backward, SGD); vs stock: stock's time over it"
+        f"\n\n{_table(headers, lines, words=5)}"
     )
 
 

@@ -33,7 +33,7 @@ def small_network() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_resnet50", small_network)
+    monkeypatch.setattr(model, "_MAKERS", {"resnet50": small_network})
     monkeypatch.setattr(model, "_CLASSES", 10)
     monkeypatch.setattr(model, "_SIZES", {"cpu": ((4, 32), (4, 32))})
 
@@ -49,13 +49,13 @@ def test_steps_of_all_variants() -> None:
         for measured in ("step", "peak", "batch norm")
     }
     for group in found.values():
-        assert list(group.rows) == ["fastbn", "stock"]
+        assert list(group.rows) == ["fastbn", "fastbn fused", "stock"]
     for dtype in ("float32", "bfloat16"):
         assert all(0 < r.value.median < 1 for r in found[dtype, "batch norm"].rows.values())
         peaks = {name: r.value.median for name, r in found[dtype, "peak"].rows.items()}
         # At least the first activation, and not more than stock needs.
         assert 4 * 8 * 16 * 16 * 2 < peaks["fastbn"] <= 1.01 * peaks["stock"]
-    assert len(report.model(Results({}, rows)).splitlines()) == 4 + 4
+    assert len(report.model(Results({}, rows)).splitlines()) == 4 + 6
 
 
 class Mistaken(fastbn.BatchNorm2d):
@@ -93,12 +93,17 @@ def test_variants_with_wrong_gradients_are_not_timed(monkeypatch: pytest.MonkeyP
 def test_variants_are_the_same_network(compiled: bool) -> None:
     network = small_network()
     variants = model._variants(network, compiled)
-    names = ["fastbn", "stock"] + (["fastbn compiled", "stock compiled"] if compiled else [])
+    blocks = {type(m) for m in network.modules() if "resnet" in type(m).__module__}
+    names = ["fastbn", "fastbn fused", "stock"]
+    names += ["fastbn fused compiled", "stock compiled"] if compiled else []
     assert list(variants) == names
     for name, variant in variants.items():
         kind = fastbn.BatchNorm2d if name.startswith("fastbn") else nn.BatchNorm2d
         norms = [m for m in variant.modules() if isinstance(m, nn.BatchNorm2d)]
         assert {type(norm) for norm in norms} == {kind}
+        # Blocks that are fused have a class of their own.
+        kinds = {type(m) for m in variant.modules()} - {type(m) for m in network.modules()}
+        assert any(issubclass(k, tuple(blocks)) for k in kinds) == ("fused" in name)
         assert isinstance(variant, torch._dynamo.OptimizedModule) == name.endswith("compiled")
         for one, other in zip(variant.parameters(), network.parameters(), strict=True):
             assert torch.equal(one, other)
