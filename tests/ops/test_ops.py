@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastbn
+import fastbn.ops
 from fastbn.ops import batch_norm_backward, batch_norm_eval, batch_norm_training
 from tests.support import oracle
 from tests.support.case_checks import EPS, MOMENTUM, statistics_of
@@ -195,6 +198,33 @@ def test_tracing_foresees_results(name: str, traced: str, device: str) -> None:
         results = batch_norm_training(hollow.x, *vectors, counter, MOMENTUM, EPS)
         foreseen = [_description(result) for result in results]
         assert foreseen == [_description(result) for result in _train(real)]
+
+
+def _declared() -> dict[str, tuple[list[str], int]]:
+    """Names of arguments, and how many results, as ops.py declares its operators."""
+    tree = ast.parse(Path(fastbn.ops.__file__).read_text())
+    results = {"Tensor": 1, "ThreeTensors": 3, "FourTensors": 4}
+    return {
+        node.name: (
+            [argument.arg for argument in node.args.args],
+            results[ast.unparse(node.returns)],
+        )
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list and node.returns
+    }
+
+
+def test_operators_are_declared_as_they_are_compiled() -> None:
+    """In Python, whose declarations callers and mypy see, by the same names in the same order."""
+    declared = _declared()
+    for name, (arguments, results) in declared.items():
+        schema = getattr(torch.ops.fastbn, name).default._schema
+        assert arguments == [argument.name for argument in schema.arguments], name
+        assert results == len(schema.returns), name
+    with_gradients = {"batch_norm", "batch_norm_act"}
+    compiled = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("fastbn::")}
+    of_composite = {name for name in compiled if name.endswith("_composite")}
+    assert compiled - of_composite == {f"fastbn::{name}" for name in {*declared, *with_gradients}}
 
 
 ON_META: dict[str, Any] = {"device": "meta"}
