@@ -103,7 +103,7 @@ class GridBarrier {
 };
 
 // The barrier of a phase, in front of the partial results in shared memory.
-FASTBN_DEVICE gpu::CopyBarrier* exchange_barrier(const Geometry& geometry, int phase) {
+FASTBN_DEVICE gpu::CopyBarrier* partials_barrier(const Geometry& geometry, int phase) {
   auto* shared = static_cast<unsigned char*>(gpu::shared_memory());
   return reinterpret_cast<gpu::CopyBarrier*>(shared + geometry.persistence.partials_offset) + phase;
 }
@@ -113,7 +113,7 @@ FASTBN_DEVICE void begin_group_reduce(const Geometry& geometry) {
   if (geometry.persistence.cta_group != CtaGroup::kCluster) return;
   if (gpu::thread_index() == 0) {
     for (int phase = 0; phase < kPhases; ++phase) {
-      gpu::init_barrier(exchange_barrier(geometry, phase), 1);
+      gpu::init_barrier(partials_barrier(geometry, phase), 1);
     }
   }
   gpu::sync_cluster();
@@ -127,8 +127,8 @@ FASTBN_DEVICE Value cluster_reduce(const Mapping& mapping, const Geometry& geome
   using Partials = GroupPartials<acc_t, Value>;
   const int splits = geometry.splits;
   const int phase = round % kPhases;
-  gpu::CopyBarrier* barrier = exchange_barrier(geometry, phase);
-  void* places = exchange_barrier(geometry, kPhases);
+  gpu::CopyBarrier* barrier = partials_barrier(geometry, phase);
+  void* places = partials_barrier(geometry, kPhases);
   const auto partials = [&](int split) {
     return Partials(places, geometry.tile_channels, phase * splits + split);
   };
