@@ -40,8 +40,9 @@ bench: $(installed)
 	$(python) -m benchmarks --quick --plot bench
 
 # From the folder of the tests, where the installed fastbn is found and not the source tree; two at a
-# time, a file to each, as fixtures of a file are made once.
-pytest := cd tests && $(python) -m pytest -n 2 --dist loadfile
+# time, a file to each, as fixtures of a file are made once. Threads of one that wait for each other
+# leave the processor to the other.
+pytest := cd tests && OMP_WAIT_POLICY=passive $(python) -m pytest -n 2 --dist loadfile
 
 test: $(installed)
 	$(python) -m tests.support.cuda_toolkit

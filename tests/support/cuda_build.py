@@ -187,9 +187,10 @@ def build_and_test() -> int:
     tests = ROOT / "tests"
     run(
         python,
-        *("-m", "pytest", *ignored, *sys.argv[1:]),
+        *("-m", "pytest", "-n", "2", "--dist", "loadfile", *ignored, *sys.argv[1:]),
         cwd=tests,
         FASTBN_EXPECT_CUDA=ARCHITECTURES,
+        OMP_WAIT_POLICY="passive",
     )
     return 0
 
