@@ -184,8 +184,10 @@ def test_edges_are_stocks(
     )
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     stock_z = z.clone().requires_grad_()
-    stock = activation(stock_z)
-    (slope,) = torch.autograd.grad(stock, stock_z, torch.ones_like(stock))
+    # On some processors it is oneDNN's, which makes NaN of infinity in gelu.
+    with torch.backends.mkldnn.flags(enabled=False):
+        stock = activation(stock_z)
+        (slope,) = torch.autograd.grad(stock, stock_z, torch.ones_like(stock))
     tolerance = 4 * torch.finfo(dtype).eps
     _assert_like_stock(y, stock, tolerance)
     exact = derivative(activation, z.double())
