@@ -21,6 +21,12 @@ from benchmarks.training import load
 BUDGET = replace(learning.QUICK, seeds=(0,), steps=2000, sweep_steps=300, small_steps=100)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Layers of 100 units have nothing for a second one but to wait."""
+    torch.set_num_threads(1)
+
+
 def test_scale_of_weights_does_not_matter() -> None:
     finding = arithmetic.scale_of_weights()
     assert finding.held
