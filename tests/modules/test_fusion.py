@@ -292,6 +292,23 @@ def test_near_miss_is_left_with_its_reason(function: Function, training: bool, d
     assert_same(ours, step(plain, x))
 
 
+def test_input_changed_before_the_residual_is_there(device: str) -> None:
+    """Stock refuses to differentiate this, so there is nothing but outputs to compare."""
+
+    def changed(self: Any, x: Tensor) -> Any:
+        z = self.conv(x)
+        y = self.bn(z)
+        z.mul_(2)
+        return self.act(y + self.conv(z))
+
+    model = Block(changed).to(device, torch.float64)
+    plain = copy.deepcopy(model)
+    assert "mul_ may change its input" in fastbn.fuse(model, dry_run=True).left["bn"]
+    fastbn.fuse(model)
+    with torch.no_grad():
+        assert_same([model(example(device))], [plain(example(device))])
+
+
 def test_other_context_is_no_trace() -> None:
     report = fastbn.fuse(Block(_in_autocast), dry_run=True)
     assert "switches gradients or autocast" in report.left["bn"]

@@ -179,6 +179,24 @@ class Auxiliary(nn.Module):
         return y
 
 
+class Summed(nn.Module):
+    """Adds branches in place to the first of them, all of which end with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.identity = norm()
+        self.branches = nn.ModuleList(ConvNormAct() for _ in range(3))
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = self.identity(x)
+        out = self.branches[0](x)
+        for branch in self.branches[1:]:
+            out += branch(x)
+        out += identity
+        return self.act(out)  # type: ignore[no-any-return]
+
+
 # Blocks, and what is fused in them.
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "ConvNormAct": (lambda: ConvNormAct(nn.ReLU6()), {"1": "relu6"}),
@@ -207,5 +225,6 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "Reparametrized": (Reparametrized, {"identity": "addition and mish"}),
     "Separable": (lambda: nn.Sequential(Separable(), nn.Mish(), Separable()), {"0.bn": "mish"}),
     "Tree": (Tree, {"left.1": "relu", "root.bn": "addition and relu"}),
+    "Summed": (Summed, {"identity": "addition and relu"}),
     "Auxiliary": (Auxiliary, {"bn": "relu", "aux_bn": "relu"}),
 }

@@ -21,7 +21,7 @@ from .running import norm_act
 from .tracing import IN_PLACE_OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 
 # Functions and methods that add, and whether they do in place.
@@ -114,9 +114,13 @@ class Steps:
         graph: the steps.
     """
 
-    def __init__(self, graph: fx.Graph, block: nn.Module) -> None:
+    def __init__(
+        self, graph: fx.Graph, block: nn.Module, ends: Container[nn.Module] = frozenset()
+    ) -> None:
+        """Of a block, with those of the modules it calls that end with a batch norm."""
         self.graph = graph
         self._block = block
+        self._ends = ends
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a step calls with one value and nothing else; None for other steps."""
@@ -191,14 +195,13 @@ class Steps:
         into_residual = _adds_in_place(site.addition) and site.addition.args[0] is residual
         if into_residual and not self._is_new(residual):
             return "it is added to another tensor in place, which may be in use elsewhere"
-        # The one step comes where both its inputs are there; what happens from there to the
-        # addition may change neither of them, by whatever name.
-        inputs = self._aliases(*site.start.all_input_nodes)
-        both = inputs | self._aliases(residual)
+        # The one step comes where both its inputs are there: batch norm is called that much later,
+        # and the addition that much earlier. What happens in between may not be seen.
+        inputs, residuals = self._aliases(*site.start.all_input_nodes), self._aliases(residual)
         for node in self.graph.nodes:
             if not site.start < node < site.addition:
                 continue
-            touched = inputs if node is residual else both
+            touched = residuals if residual < node else inputs
             if not touched.isdisjoint(node.all_input_nodes) and self._may_change_its_inputs(node):
                 return f"{node} may change its input or the residual in between"
             if node.target == site.start.target:
@@ -223,7 +226,8 @@ class Steps:
         """Whether a step's value certainly shares no memory with what it takes."""
         if node.op == "call_module":
             module = self._block.get_submodule(str(node.target))
-            return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, _BatchNorm))
+            known = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, _BatchNorm))
+            return known or module in self._ends
         return _is_addition(node) and not _adds_in_place(node)
 
     def _may_change_its_inputs(self, node: fx.Node) -> bool:
@@ -244,7 +248,8 @@ class Steps:
         module = self.module(node)
         if module is None:
             return _is_addition(node)
-        return is_norm(module) or self._is_new(node.all_input_nodes[0])
+        ends_with_norm = is_norm(module) or module in self._ends
+        return ends_with_norm or self._is_new(node.all_input_nodes[0])
 
     def fuse(self, site: Site) -> None:
         """Makes one step of a site, whose start is the call of a batch norm."""

@@ -14,6 +14,9 @@ from .tracing import Trace, UntraceableError, trace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import fx
+
+
 # Modules without a forward, whose children are called by whoever has them.
 _HOLDERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -81,7 +84,7 @@ class Search:
             self._ends[block] = end
         kept = {path for path, module in block.named_modules() if module in inlined}
         for condition, graph in list(found.graphs.items()):
-            sites = self._fuse(name, Steps(graph, block))
+            sites = self._fuse(name, self._steps(graph, block))
             kept.update(str(node.target) for site in sites for node in site.skipped)
             if not sites:
                 del found.graphs[condition]
@@ -109,7 +112,7 @@ class Search:
             more = {
                 block.get_submodule(str(site.start.target))
                 for graph in found.graphs.values()
-                for site in self._sites(Steps(graph, block))
+                for site in self._sites(self._steps(graph, block))
                 if site.obstacle is None
             }
             more = {module for module in more if module in self._ends}
@@ -120,6 +123,9 @@ class Search:
             except UntraceableError:
                 return found, inlined
             inlined |= more
+
+    def _steps(self, graph: fx.Graph, block: nn.Module) -> Steps:
+        return Steps(graph, block, self._ends)
 
     def _sites(self, steps: Steps) -> Iterator[Site]:
         """Where activations follow a batch norm, or a module that ends with one.
@@ -139,7 +145,7 @@ class Search:
         """The name of the batch norm whose result the block returns, if that is certain."""
         if not found.is_certain() or is_observed(block):
             return None
-        steps = Steps(next(iter(found.graphs.values())), block)
+        steps = self._steps(next(iter(found.graphs.values())), block)
         result = steps.result()
         module = None if result is None else steps.module(result)
         if result is None or module is None or not (is_norm(module) or module in self._ends):
