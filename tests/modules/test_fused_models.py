@@ -223,6 +223,22 @@ def test_called_in_other_ways(pair: tuple[nn.Sequential, nn.Sequential]) -> None
         torch.testing.assert_close(ours, expected, **AGAINST_STOCK_FLOAT64)
 
 
+class Listed(nn.Module):
+    """Makes a list where a tensor is expected."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x, x]
+
+
+def test_types_are_those_of_the_modules_that_are_there(device: str) -> None:
+    model = BLOCKS["ManyResolutions"][0]().to(device, torch.float64)
+    plain = copy.deepcopy(model)
+    fastbn.fuse(model)
+    for one in (model, plain):
+        one.set_submodule("final.2", Listed())
+    assert_same_step(model, plain)
+
+
 class Switched(nn.Module):
     """An argument with a default decides what follows the batch norm."""
 

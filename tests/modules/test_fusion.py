@@ -243,12 +243,12 @@ def _with_a_list(self: Any, x: Tensor) -> Any:
 
 
 def _type_of_a_value(self: Any, x: Tensor) -> Any:
-    y = self.act(self.bn(x))
+    y = torch.relu(self.bn(x))
     return y if isinstance(y, Tensor) else y[0]
 
 
 def _whether_a_value_is_a_tensor(self: Any, x: Tensor) -> Any:
-    y = self.act(self.bn(x))
+    y = torch.relu(self.bn(x))
     return y if torch.is_tensor(y) else y[0]
 
 
@@ -268,8 +268,8 @@ NEAR_MISSES: dict[Function, str] = {
     _on_the_mode_of_a_child: "depends on the mode of its children",
     _with_memory: "sets the attribute last",
     _with_a_list: "changes the list seen",
-    _type_of_a_value: "asks for the type of act",
-    _whether_a_value_is_a_tensor: "asks for the type of act",
+    _type_of_a_value: "asks for the type of relu",
+    _whether_a_value_is_a_tensor: "asks for the type of relu",
 }
 
 

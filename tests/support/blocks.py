@@ -197,6 +197,35 @@ class Summed(nn.Module):
         return self.act(out)  # type: ignore[no-any-return]
 
 
+class Exchange(nn.Module):
+    """Changes the list that it takes, and adds what the list then has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(ConvNormAct(nn.ReLU()) for _ in range(2))
+        self.fuse, self.act = ConvNormAct(), nn.ReLU()
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        for number, branch in enumerate(self.branches):
+            x[number] = branch(x[number])
+        return self.act(self.fuse(x[0]) + x[1])  # type: ignore[no-any-return]
+
+
+class ManyResolutions(nn.Module):
+    """Asks whether it has a list or, as its last layers are what they are, a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.act, self.conv = norm(), nn.ReLU(inplace=True), conv()
+        self.exchange = Exchange()
+        self.final = nn.Sequential(conv(), norm(), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(x))
+        y = self.final(self.exchange([x, self.conv(x)]))
+        return y[0] if isinstance(y, list) else y  # type: ignore[no-any-return]
+
+
 # Blocks, and what is fused in them.
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "ConvNormAct": (lambda: ConvNormAct(nn.ReLU6()), {"1": "relu6"}),
@@ -226,5 +255,15 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "Separable": (lambda: nn.Sequential(Separable(), nn.Mish(), Separable()), {"0.bn": "mish"}),
     "Tree": (Tree, {"left.1": "relu", "root.bn": "addition and relu"}),
     "Summed": (Summed, {"identity": "addition and relu"}),
+    "ManyResolutions": (
+        ManyResolutions,
+        {
+            "bn": "relu",
+            "exchange.branches.0.1": "relu",
+            "exchange.branches.1.1": "relu",
+            "exchange.fuse.1": "addition and relu",
+            "final.1": "tanh",
+        },
+    ),
     "Auxiliary": (Auxiliary, {"bn": "relu", "aux_bn": "relu"}),
 }

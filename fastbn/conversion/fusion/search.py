@@ -28,7 +28,7 @@ class Block(NamedTuple):
         module: the module.
         trace: its steps, already fused; None for a sequence that needs none.
         kept: names, relative to it, of modules below it that have to stay as they are: whose steps
-            are among these, and identities that are left out.
+            are among these, whose classes tell what these are of, and identities that are left out.
     """
 
     module: nn.Module
@@ -83,6 +83,7 @@ class Search:
         if end is not None:
             self._ends[block] = end
         kept = {path for path, module in block.named_modules() if module in inlined}
+        kept |= found.makers
         for condition, graph in list(found.graphs.items()):
             sites = self._fuse(name, self._steps(graph, block))
             kept.update(str(node.target) for site in sites for node in site.skipped)

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...activations import IDENTITY
+from ...modules.activation_modules import function_of_module, is_observed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -39,6 +42,7 @@ IN_PLACE_OPERATORS = (
     "ior",
     "ixor",
     "imatmul",
+    "setitem",
 )
 
 
@@ -67,6 +71,7 @@ class Trace:
         arguments: how many positional arguments it takes that have no default.
         read: names of the block's attributes that decided what was traced.
         asked: whether forward asked for the type of an argument.
+        makers: names of modules from whose classes it was told that a value is a tensor.
         refused: why there is no graph under the other conditions.
     """
 
@@ -74,6 +79,7 @@ class Trace:
     arguments: int
     read: frozenset[str]
     asked: bool
+    makers: frozenset[str]
     refused: list[str]
 
     def is_certain(self) -> bool:
@@ -88,14 +94,14 @@ def source_of(graph: fx.Graph) -> str:
 
 
 class _Value(fx.Proxy):
-    """A value in a trace; unlike its base, it tells additions in place from others."""
+    """A value in a trace; unlike its base, it can be changed, and tells that from computing."""
 
     tracer: _Tracer
 
 
-def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_Value, Any], fx.Proxy]:
-    def method(self: _Value, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
+def _in_place(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
+    def method(self: _Value, *operands: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, *operands), {})
 
     return method
 
@@ -118,12 +124,10 @@ def _types_told(modules: Iterable[nn.Module]) -> Iterator[None]:
     In the namespaces of their files, and of functions that these import, and in torch.is_tensor.
     PyTorch has to be told the truth in all else, and keeps what it finds among builtins for good.
     """
-    classes = {kind for module in modules for kind in type(module).__mro__}
-    files = {kind.__module__ for kind in classes}
-    spaces = [vars(sys.modules[file]) for file in files if file in sys.modules]
-    values = [value for space in spaces if not _is_of_torch(space) for value in space.values()]
+    spaces = _own_spaces(modules)
+    values = [value for space in spaces for value in space.values()]
     spaces += [value.__globals__ for value in values if isinstance(value, FunctionType)]
-    spaces = [space for space in spaces if not _is_of_torch(space)]
+    spaces = [space for space in spaces if not is_of_torch(space)]
     spaces.append(torch.is_tensor.__globals__)
     told = [space for space in spaces if "isinstance" not in space]
     for space in told:
@@ -135,7 +139,16 @@ def _types_told(modules: Iterable[nn.Module]) -> Iterator[None]:
             space.pop("isinstance", None)
 
 
-def _is_of_torch(space: dict[str, Any]) -> bool:
+def _own_spaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Namespaces of the files of these modules' classes, without PyTorch's."""
+    classes = {kind for module in modules for kind in type(module).__mro__}
+    files = {kind.__module__ for kind in classes}
+    spaces = [vars(sys.modules[file]) for file in files if file in sys.modules]
+    return [space for space in spaces if not is_of_torch(space)]
+
+
+def is_of_torch(space: dict[str, Any]) -> bool:
+    """Whether a namespace is that of a file of PyTorch, or of builtins."""
     return str(space.get("__name__")).split(".")[0] in ("torch", "builtins")
 
 
@@ -145,6 +158,21 @@ def _surroundings() -> tuple[object, ...]:
     devices = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks, *autocast
+
+
+def _makers_of_a_tensor(path: str, module: nn.Module) -> set[str]:
+    """Names of modules by which a call certainly returns a tensor; none if that is not certain.
+
+    It is where the module is an activation function, or a sequence that ends with one.
+    """
+    names = {path}
+    while type(module) is nn.Sequential and not is_observed(module):
+        path, module = next(
+            (f"{path}.{key}", child) for key, child in reversed(module._modules.items())
+        )
+        names.add(path)
+    certain = function_of_module(module) not in (None, IDENTITY) and not is_observed(module)
+    return names if certain else set()
 
 
 class _Tracer(fx.Tracer):
@@ -159,6 +187,7 @@ class _Tracer(fx.Tracer):
         self._tensors = tensors
         self._surroundings = _surroundings()
         self.asked = False
+        self.makers: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.inlined
@@ -182,6 +211,12 @@ class _Tracer(fx.Tracer):
 
     def class_of(self, node: fx.Node) -> type:
         """What forward is told of the type of a value."""
+        if node.op == "call_module":
+            path = str(node.target)
+            makers = _makers_of_a_tensor(path, self.root.get_submodule(path))
+            if makers:
+                self.makers |= makers
+                return Tensor
         if node.op != "placeholder":
             raise UntraceableError(f"asks for the type of {node}")
         self.asked = True
@@ -288,8 +323,8 @@ def _graph_under(
     inlined: frozenset[nn.Module],
     arguments: list[str],
     read: set[str],
-) -> tuple[fx.Graph, bool]:
-    """The graph under a condition, and whether forward asked for the type of an argument."""
+) -> tuple[fx.Graph, _Tracer]:
+    """The graph under a condition, and what traced it."""
     training, tensors = condition
     tracers = []
     graphs = []
@@ -301,7 +336,7 @@ def _graph_under(
         raise UntraceableError(
             "depends on the mode of its children, or on whether gradients are enabled"
         )
-    return graphs[0], tracers[0].asked
+    return graphs[0], tracers[0]
 
 
 def trace(block: nn.Module, inlined: frozenset[nn.Module] = frozenset()) -> Trace:
@@ -321,20 +356,22 @@ def trace(block: nn.Module, inlined: frozenset[nn.Module] = frozenset()) -> Trac
     arguments = _required_arguments(block)
     graphs: dict[Condition, fx.Graph] = {}
     read: set[str] = set()
+    makers: set[str] = set()
     asked = False
     refused: list[str] = []
     for tensors in (True, False):
         for training in (True, False):
             condition = Condition(training, tensors)
             try:
-                graph, did_ask = _graph_under(condition, block, inlined, arguments, read)
+                graph, tracer = _graph_under(condition, block, inlined, arguments, read)
             except UntraceableError as error:
                 refused.append(str(error))
             else:
                 graphs[condition] = graph
-                asked = asked or did_ask
+                asked = asked or tracer.asked
+                makers |= tracer.makers
         if not asked:
             break
     if not graphs:
         raise UntraceableError(refused[0])
-    return Trace(graphs, len(arguments), frozenset(read), asked, refused)
+    return Trace(graphs, len(arguments), frozenset(read), asked, frozenset(makers), refused)
