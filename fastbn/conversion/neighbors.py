@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx, nn
 
+from .fusion.rewriting import unfused_class
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -116,7 +118,8 @@ def _in_sequences(model: nn.Module) -> dict[str, Before]:
     places = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
     found = {}
     for path, parent in model.named_modules():
-        if type(parent).forward is not nn.Sequential.forward:
+        kind = unfused_class(parent) or type(parent)
+        if kind.forward is not nn.Sequential.forward:
             continue
         prefix = f"{path}." if path else ""
         for (name, child), (next_name, next_child) in pairwise(parent._modules.items()):

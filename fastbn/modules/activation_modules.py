@@ -27,12 +27,16 @@ _OF_CLASS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.Mish: lambda _: Activation("mish"),
 }
 
-# Classes of timm, by name so that it need not be there.
+# Classes of timm and transformers, by name so that these need not be there.
 _OF_NAME = {
     ("timm.layers.activations", "Sigmoid"): Activation("sigmoid"),
     ("timm.layers.activations", "Tanh"): Activation("tanh"),
     ("timm.layers.activations", "GELU"): Activation("gelu"),
     ("timm.layers.activations", "GELUTanh"): Activation("gelu_tanh"),
+    ("transformers.activations", "GELUActivation"): Activation("gelu"),
+    ("transformers.activations", "GELUTanh"): Activation("gelu_tanh"),
+    ("transformers.activations", "MishActivation"): Activation("mish"),
+    ("transformers.activations", "SiLUActivation"): Activation("silu"),
 }
 
 

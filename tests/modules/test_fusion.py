@@ -197,6 +197,28 @@ def _changed_by_another_name(self: Any, x: Tensor) -> Any:
     return self.act(y + z)
 
 
+def scaled(z: Tensor) -> Tensor:
+    """Cannot be traced, and changes what it takes."""
+    return z.mul_(2) if int(z.shape[0]) > 0 else z
+
+
+def _changed_by_a_function(self: Any, x: Tensor) -> Any:
+    z = self.conv(x)
+    y = self.bn(x)
+    scaled(z)
+    return self.act(y + z)
+
+
+def nothing_if_large(z: Tensor):  # type: ignore[no-untyped-def]
+    """Does not say that it returns a tensor."""
+    return z if int(z.shape[0]) < 3 else None
+
+
+def _by_a_function_for_nothing(self: Any, x: Tensor) -> Any:
+    y = self.act(self.bn(x))
+    return y if nothing_if_large(x) is None else y * 2
+
+
 def _called_again(self: Any, x: Tensor) -> Any:
     y = self.bn(self.conv(x))
     return self.act(y + self.bn(x))
@@ -261,6 +283,8 @@ NEAR_MISSES: dict[Function, str] = {
     _scaled: "is scaled",
     _changed_in_between: "may change its input or the residual in between",
     _changed_by_another_name: "may change its input or the residual in between",
+    _changed_by_a_function: "scaled may change its input or the residual in between",
+    _by_a_function_for_nothing: "cannot be traced: int()",
     _on_values: "cannot be traced: symbolically traced variables cannot be used as inputs to",
     _random: "draws random numbers",
     _without_gradients: "switches gradients",

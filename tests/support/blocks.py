@@ -197,6 +197,30 @@ class Summed(nn.Module):
         return self.act(out)  # type: ignore[no-any-return]
 
 
+def padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Pads by what depends on sizes, which no trace knows."""
+    missing = [int(size) % 2 for size in x.shape[-2:]]
+    if max(missing) > 0 and layer.stride == (1, 1):
+        x = F.pad(x, (0, missing[1], 0, missing[0]))
+    return x
+
+
+class Padded(nn.Module):
+    """Calls a function that has to be taken as a whole, and has modules that may be missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.normalization, self.activation = conv(), norm(), nn.ReLU6()
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.convolution(padded(features, self.convolution))
+        if self.normalization is not None:
+            features = self.normalization(features)
+        if self.activation is not None:
+            features = self.activation(features)
+        return features
+
+
 class Exchange(nn.Module):
     """Changes the list that it takes, and adds what the list then has."""
 
@@ -255,6 +279,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "Separable": (lambda: nn.Sequential(Separable(), nn.Mish(), Separable()), {"0.bn": "mish"}),
     "Tree": (Tree, {"left.1": "relu", "root.bn": "addition and relu"}),
     "Summed": (Summed, {"identity": "addition and relu"}),
+    "Padded": (Padded, {"normalization": "relu6"}),
     "ManyResolutions": (
         ManyResolutions,
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from ...modules.fused import FastBatchNormAct
 from ..adapters import adapter_of
 from .functions import function_of_call
 from .running import norm_act
-from .tracing import IN_PLACE_OPERATORS
+from .tracing import IN_PLACE_OPERATORS, is_of_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -234,6 +235,8 @@ class Steps:
         if node.op == "call_module":
             called = self._block.get_submodule(str(node.target))
             return any(getattr(module, "inplace", False) for module in called.modules())
+        if isinstance(node.target, FunctionType) and not is_of_torch(node.target.__globals__):
+            return True
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         in_place = name.endswith("_") or name in IN_PLACE_OPERATORS
         return in_place or any(node.kwargs.get(key) for key in ("inplace", "out"))

@@ -12,13 +12,14 @@ import inspect
 import operator
 import random
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ...activations import IDENTITY
 from ...modules.activation_modules import function_of_module, is_observed
@@ -175,6 +176,31 @@ def _makers_of_a_tensor(path: str, module: nn.Module) -> set[str]:
     return names if certain else set()
 
 
+@contextmanager
+def _functions_whole(modules: Iterable[nn.Module], tracer: _Tracer) -> Iterator[None]:
+    """Has functions in the files of these modules' classes be single steps of a trace.
+
+    Those that are annotated to return a tensor: of others None may be asked, which a trace cannot
+    tell.
+    """
+    replaced: list[tuple[dict[str, Any], str, FunctionType]] = []
+    for space in _own_spaces(modules):
+        replaced += [(space, name, value) for name, value in space.items() if _gives_tensor(value)]
+    for space, name, function in replaced:
+        space[name] = tracer.step_of(function)
+    try:
+        yield
+    finally:
+        for space, name, function in replaced:
+            space[name] = function
+
+
+def _gives_tensor(value: object) -> TypeGuard[FunctionType]:
+    if not isinstance(value, FunctionType) or is_of_torch(value.__globals__):
+        return False
+    return value.__annotations__.get("return") in (Tensor, "Tensor", "torch.Tensor")
+
+
 class _Tracer(fx.Tracer):
     """Takes all modules for one step, but for those to look into."""
 
@@ -201,6 +227,17 @@ class _Tracer(fx.Tracer):
         """Arguments without defaults alone: the others have their defaults in a trace."""
         values = [self.create_proxy("placeholder", name, (), {}) for name in self._arguments]
         return root_fn, [self.root, *values]
+
+    def step_of(self, function: FunctionType) -> Callable[..., Any]:
+        """What to call instead of a function, to have a step where it is called with a value."""
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            given = pytree.tree_leaves((args, kwargs))
+            if any(isinstance(value, fx.Proxy) for value in given):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return step
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _surroundings() != self._surroundings:
@@ -285,7 +322,9 @@ class _Before:
         torch.set_rng_state(self._torch_random)
 
 
-def _graph(tracer: _Tracer, block: nn.Module, read: set[str], mode: tuple[bool, bool]) -> fx.Graph:
+def _graph(
+    tracer: _Tracer, block: nn.Module, read: set[str], mode: tuple[bool, bool], whole: bool
+) -> fx.Graph:
     """One trace.
 
     Args:
@@ -293,6 +332,7 @@ def _graph(tracer: _Tracer, block: nn.Module, read: set[str], mode: tuple[bool, 
         block: the module whose forward is traced.
         read: takes names of attributes.
         mode: ``training`` of the block, and of all modules below it.
+        whole: take functions of the block's file for one step.
 
     Raises:
         UntraceableError: there is none.
@@ -302,7 +342,9 @@ def _graph(tracer: _Tracer, block: nn.Module, read: set[str], mode: tuple[bool, 
         for module in block.modules():
             module.__dict__["training"] = mode[module is not block]
         object.__setattr__(block, "__class__", _watched(type(block), read))
-        with _types_told((block, *tracer.inlined)):
+        modules = (block, *tracer.inlined)
+        functions = _functions_whole(modules, tracer) if whole else nullcontext()
+        with _types_told(modules), functions:
             graph = tracer.trace(block)
         before.refuse_changes()
     except UntraceableError:
@@ -323,6 +365,7 @@ def _graph_under(
     inlined: frozenset[nn.Module],
     arguments: list[str],
     read: set[str],
+    whole: bool,
 ) -> tuple[fx.Graph, _Tracer]:
     """The graph under a condition, and what traced it."""
     training, tensors = condition
@@ -331,7 +374,7 @@ def _graph_under(
     for enabled, below in ((True, training), (False, not training)):
         with torch.set_grad_enabled(enabled):
             tracers.append(_Tracer(inlined, arguments, tensors))
-            graphs.append(_graph(tracers[-1], block, read, (training, below)))
+            graphs.append(_graph(tracers[-1], block, read, (training, below), whole))
     if source_of(graphs[0]) != source_of(graphs[1]):
         raise UntraceableError(
             "depends on the mode of its children, or on whether gradients are enabled"
@@ -362,14 +405,19 @@ def trace(block: nn.Module, inlined: frozenset[nn.Module] = frozenset()) -> Trac
     for tensors in (True, False):
         for training in (True, False):
             condition = Condition(training, tensors)
-            try:
-                graph, tracer = _graph_under(condition, block, inlined, arguments, read)
-            except UntraceableError as error:
-                refused.append(str(error))
+            errors = []
+            for whole in (False, True):
+                try:
+                    graph, tracer = _graph_under(condition, block, inlined, arguments, read, whole)
+                except UntraceableError as error:
+                    errors.append(str(error))
+                else:
+                    graphs[condition] = graph
+                    asked = asked or tracer.asked
+                    makers |= tracer.makers
+                    break
             else:
-                graphs[condition] = graph
-                asked = asked or tracer.asked
-                makers |= tracer.makers
+                refused.append(errors[0])
         if not asked:
             break
     if not graphs:
