@@ -29,7 +29,7 @@ def network() -> nn.Sequential:
     Nor with those that are fused in no way of their own, as each block magnifies rounding.
     """
     torch.manual_seed(1)
-    others = ("Auxiliary", "Summed")
+    others = ("Auxiliary", "Features", "Summed")
     return nn.Sequential(*(make() for name, (make, _) in BLOCKS.items() if name not in others))
 
 

@@ -164,6 +164,18 @@ class Tree(nn.Module):
         return self.root([self.left(x), x])  # type: ignore[no-any-return]
 
 
+class Features(nn.ModuleDict):
+    """A dictionary of modules with a forward."""
+
+    def __init__(self) -> None:
+        super().__init__({"conv": conv(), "bn": norm(), "act": nn.ReLU()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.values():
+            x = module(x)
+        return x
+
+
 class Auxiliary(nn.Module):
     """Gives a second output in training, from a batch norm that is not called in eval."""
 
@@ -279,6 +291,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "Separable": (lambda: nn.Sequential(Separable(), nn.Mish(), Separable()), {"0.bn": "mish"}),
     "Tree": (Tree, {"left.1": "relu", "root.bn": "addition and relu"}),
     "Summed": (Summed, {"identity": "addition and relu"}),
+    "Features": (Features, {"bn": "relu"}),
     "Padded": (Padded, {"normalization": "relu6"}),
     "ManyResolutions": (
         ManyResolutions,

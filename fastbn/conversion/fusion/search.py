@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from torch import fx
 
 
-# Modules without a forward, whose children are called by whoever has them.
-_HOLDERS = (nn.ModuleList, nn.ModuleDict)
-
-
 class Block(NamedTuple):
     """A module whose forward is to be rewritten.
 
@@ -39,6 +35,11 @@ class Block(NamedTuple):
 def _is_sequence(module: nn.Module) -> bool:
     """Whether it calls its children in turn and does nothing else."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _is_holder(module: nn.Module) -> bool:
+    """Whether it has no forward: whoever has it calls its children."""
+    return type(module).forward is nn.Module.forward
 
 
 def _join(*names: str) -> str:
@@ -62,7 +63,7 @@ class Search:
         self._norms = [name for name, module in modules.items() if is_norm(module)]
         for name, module in reversed(modules.items()):  # children before those who call them
             has_norm = any(norm.startswith(f"{name}." if name else "") for norm in self._norms)
-            if has_norm and not is_norm(module) and not isinstance(module, _HOLDERS):
+            if has_norm and not is_norm(module) and not _is_holder(module):
                 self._visit(name, module)
             elif not is_norm(module) and (own := own_activation(module)) is not None:
                 self.report.fused[name] = Fusion(own.name, residual=False)
@@ -102,7 +103,7 @@ class Search:
             path = _join(name, child_name)
             if is_norm(child):
                 self.report.left.setdefault(path, reason)
-            elif isinstance(child, _HOLDERS):
+            elif _is_holder(child):
                 self._leave_norms_of(path, child, reason)
 
     def _trace(self, block: nn.Module) -> tuple[Trace, frozenset[nn.Module]]:
