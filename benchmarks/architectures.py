@@ -1,6 +1,6 @@
 """Converts and fuses whole networks of torchvision and timm, and compares them with stock's.
 
-``python -m benchmarks architectures [MODEL ...] [--json FILE]``. Weights are random,
+``python -m benchmarks architectures [MODEL ...] [--count] [--json FILE]``. Weights are random,
 nothing is downloaded.
 """
 
@@ -293,7 +293,17 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="LIBRARY/NAME (default: some)")
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="LIBRARY/NAME (default: some; to count, one of each family)",
+    )
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="compute nothing: count batch norms that an activation follows, and those fused",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args(arguments)
     sentence = missing()
@@ -302,6 +312,10 @@ def main(arguments: list[str]) -> int:
     versions = {name: version(name) for name in _LIBRARIES if find_spec(name)}
     where = {**environment(), **versions}
     print("\n".join(f"{key:<15} {value}" for key, value in where.items()), end="\n\n")
+    if options.count:
+        from . import coverage
+
+        return coverage.main(options.models or coverage.one_of_each_family(), options.json, where)
     results = []
     for name in tqdm(options.models or MODELS, unit="network"):
         results.append(study(name))
