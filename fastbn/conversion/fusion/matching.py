@@ -22,7 +22,7 @@ from .running import norm_act
 from .tracing import IN_PLACE_OPERATORS, is_of_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
 
 # Functions and methods that add, and whether they do in place.
@@ -197,25 +197,28 @@ class Steps:
         if into_residual and not self._is_new(residual):
             return "it is added to another tensor in place, which may be in use elsewhere"
         # The one step comes where both its inputs are there: batch norm is called that much later,
-        # and the addition that much earlier. What happens in between may not be seen.
-        inputs, residuals = self._aliases(*site.start.all_input_nodes), self._aliases(residual)
+        # and the addition that much earlier. What happens in between may not be seen. Backward
+        # needs the residual, which it does not need of an addition.
+        inputs = self._aliases(site.start.all_input_nodes)
+        residuals = self._aliases([residual], without=site.steps)
         for node in self.graph.nodes:
-            if not site.start < node < site.addition:
+            if node <= site.start or node in site.steps:
                 continue
             touched = residuals if residual < node else inputs
             if not touched.isdisjoint(node.all_input_nodes) and self._may_change_its_inputs(node):
-                return f"{node} may change its input or the residual in between"
-            if node.target == site.start.target:
+                when = "in between" if node < site.addition else "before backward"
+                return f"{node} may change its input or the residual {when}"
+            if node < site.addition and node.target == site.start.target:
                 return "it is called again before the addition"
         return None
 
-    def _aliases(self, *nodes: fx.Node) -> set[fx.Node]:
-        """All steps whose values may share memory with those of some."""
+    def _aliases(self, nodes: Iterable[fx.Node], without: Container[fx.Node] = ()) -> set[fx.Node]:
+        """All steps whose values may share memory with those of some, but for those left out."""
         found: set[fx.Node] = set()
         left = list(nodes)
         while left:
             node = left.pop()
-            if node in found:
+            if node in found or node in without:
                 continue
             found.add(node)
             if not self._makes_memory(node):
