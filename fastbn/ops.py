@@ -259,6 +259,27 @@ def batch_norm_act_eval(
 
 
 @_operator
+def batch_norm_act_apply(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    activation: str,
+    parameter: float,
+) -> Tensor:
+    """Returns y of batch_norm_act_training or batch_norm_act_eval again, bitwise.
+
+    Mean and invstd, float64 of shape (C), are those that it returned.
+    """
+    _check_devices(x, weight, bias, mean, invstd)
+    _check_epilogue(x, residual, activation)
+    return _result_like(x)
+
+
+@_operator
 def batch_norm_act_backward(
     dy: Tensor,
     x: Tensor,

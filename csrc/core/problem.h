@@ -167,6 +167,12 @@ struct TrainingForward {
   double* total_count = nullptr;  // kApply: written, what the counts of all rows add up to
 };
 
+// Statistics as a forward with an epilogue has saved them; float64.
+struct SavedStatistics {
+  InputVector mean, invstd;
+  bool training = true;  // that forward was a TrainingForward
+};
+
 // The same y with given statistics; `mean` and `invstd` are written when they are not null.
 struct EvalForward {
   Problem problem;
@@ -175,6 +181,7 @@ struct EvalForward {
   InputVector weight, bias;
   InputVector running_mean, running_var;
   double eps = 0;
+  SavedStatistics saved;  // in the place of the three above, unless null: y as it was, to the bit
   OutputVector mean, invstd;
   Epilogue epilogue;
 };

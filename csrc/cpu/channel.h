@@ -101,7 +101,21 @@ inline void leave_moments(const TrainingForward& op, int64_t channel, const Mome
                 [&](int64_t i, double number) { op.partials.out[i] = number; });
 }
 
+// The coefficients that forward in training had, by the statistics that it saved in float64.
+template <typename Op>
+Affine<double> saved_affine(const Op& op, const InputVector& saved_mean,
+                            const InputVector& saved_invstd, int64_t channel) {
+  const double mean = read(saved_mean, channel);
+  return affine_of(mean, round_to_sums(op.problem.dtype, mean), read(saved_invstd, channel),
+                   read_or(op.weight, channel, 1), read_or(op.bias, channel, 0));
+}
+
 inline Affine<double> eval_channel(const EvalForward& op, int64_t channel) {
+  if (op.saved.mean.data != nullptr) {
+    Affine<double> affine = saved_affine(op, op.saved.mean, op.saved.invstd, channel);
+    if (!op.saved.training) affine.shift = read_or(op.bias, channel, 0);
+    return affine;
+  }
   const double mean = read(op.running_mean, channel);
   const double invstd = invstd_of(read(op.running_var, channel), op.eps);
   if (op.mean.data != nullptr) {
@@ -118,9 +132,7 @@ inline Affine<double> eval_gradient(const Backward& op, int64_t channel) {
 
 // The coefficients of the pre-activation, those that forward had.
 inline Affine<double> pre_activation(const Backward& op, int64_t channel) {
-  const double mean = read(op.mean, channel);
-  return affine_of(mean, round_to_sums(op.problem.dtype, mean), read(op.invstd, channel),
-                   read_or(op.weight, channel, 1), read_or(op.bias, channel, 0));
+  return saved_affine(op, op.mean, op.invstd, channel);
 }
 
 // Writes the gradients of the parameters, where wanted.

@@ -125,6 +125,26 @@ void check_rows(const at::Tensor& x, const at::Tensor& rows, int64_t row_length)
   check_float64(x, "rows", rows);
 }
 
+// What x is normalized with, but for the dtypes of mean and invstd.
+void check_normalization(const at::Tensor& x, const OptionalTensor& weight, const at::Tensor& mean,
+                         const at::Tensor& invstd) {
+  check_activation(x);
+  check_dimensions(x);
+  check_numel("weight", weight, x.size(1));
+  check_numel("mean", mean, x.size(1));
+  check_numel("invstd", invstd, x.size(1));
+  check_vector(x, weight);
+}
+
+// The same, where there is an epilogue, of bias and of the dtypes.
+void check_pre_activation(const at::Tensor& x, const OptionalTensor& bias, const at::Tensor& mean,
+                          const at::Tensor& invstd) {
+  check_numel("bias", bias, x.size(1));
+  check_vector(x, bias);
+  check_float64(x, "mean", mean);
+  check_float64(x, "invstd", invstd);
+}
+
 // What gradients of any kind are computed from, but for the dtypes of mean and invstd.
 void check_gradient(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd) {
@@ -132,13 +152,7 @@ void check_gradient(const at::Tensor& dy, const at::Tensor& x, const OptionalTen
   TORCH_CHECK(dy.scalar_type() == x.scalar_type(),
               say(messages::gradient_dtype, dy.scalar_type(), x.scalar_type()));
   check_vector(x, dy);
-  if (x.numel() == 0) return;
-  check_activation(x);
-  check_dimensions(x);
-  check_numel("weight", weight, x.size(1));
-  check_numel("mean", mean, x.size(1));
-  check_numel("invstd", invstd, x.size(1));
-  check_vector(x, weight);
+  if (x.numel() > 0) check_normalization(x, weight, mean, invstd);
 }
 
 // The number of values of a channel in all rows: float64 of one element.
@@ -185,15 +199,18 @@ void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTen
   check_vector(x, invstd);
 }
 
+void check_act_apply(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const at::Tensor& mean, const at::Tensor& invstd) {
+  if (x.numel() == 0) return;
+  check_normalization(x, weight, mean, invstd);
+  check_pre_activation(x, bias, mean, invstd);
+}
+
 void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                         const OptionalTensor& bias, const at::Tensor& mean,
                         const at::Tensor& invstd) {
   check_gradient(dy, x, weight, mean, invstd);
-  if (x.numel() == 0) return;
-  check_numel("bias", bias, x.size(1));
-  check_vector(x, bias);
-  check_float64(x, "mean", mean);
-  check_float64(x, "invstd", invstd);
+  if (x.numel() > 0) check_pre_activation(x, bias, mean, invstd);
 }
 
 ActivationFunction check_epilogue(const at::Tensor& x, const OptionalTensor& residual,

@@ -29,6 +29,8 @@ void check_combine_apply(const at::Tensor& x, const at::Tensor& rows, const Forw
 void check_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                     const at::Tensor& mean, const at::Tensor& invstd);
 // With an epilogue, whose mean and invstd are float64.
+void check_act_apply(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const at::Tensor& mean, const at::Tensor& invstd);
 void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                         const OptionalTensor& bias, const at::Tensor& mean,
                         const at::Tensor& invstd);

@@ -334,6 +334,30 @@ ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
   return evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, &epilogue);
 }
 
+at::Tensor batch_norm_act_apply(const Backend& backend, const at::Tensor& x,
+                                const OptionalTensor& residual, const OptionalTensor& weight,
+                                const OptionalTensor& bias, const at::Tensor& mean,
+                                const at::Tensor& invstd, bool training,
+                                std::string_view activation, double parameter) {
+  check_act_apply(x, weight, bias, mean, invstd);
+  at::Tensor weight_view, bias_view, mean_view, invstd_view, residual_like_x;
+  EvalForward op;
+  op.problem = problem_of(x);
+  op.epilogue = epilogue_of(x, op.problem, {residual, activation, parameter}, residual_like_x);
+  const at::Tensor y = empty_result(x);
+  if (x.numel() == 0) return y;
+
+  op.x = input(x);
+  op.y = output(y);
+  op.weight = input_vector(weight, weight_view);
+  op.bias = input_vector(bias, bias_view);
+  op.saved = {input_vector(mean, mean_view), input_vector(invstd, invstd_view), training};
+  TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
+                        disjoint(op.problem, op.y, op.epilogue.residual));
+  backend.eval_forward(op);
+  return y;
+}
+
 Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
                               const OptionalTensor& weight, const at::Tensor& mean,
                               const at::Tensor& invstd, bool training, bool want_dx,

@@ -46,6 +46,9 @@ struct Backend {
            "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? running_mean, "     \
            "Tensor? running_var, float eps, bool save, str activation, float parameter)"           \
            " -> (Tensor y, Tensor mean, Tensor invstd)")                                           \
+  OPERATOR(batch_norm_act_apply,                                                                   \
+           "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "              \
+           "Tensor invstd, bool training, str activation, float parameter) -> Tensor y")           \
   OPERATOR(batch_norm_act_backward,                                                                \
            "(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "   \
            "Tensor invstd, bool training, str activation, float parameter, bool want_dx, "         \
@@ -105,6 +108,14 @@ ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
                                    const OptionalTensor& bias, const OptionalTensor& running_mean,
                                    const OptionalTensor& running_var, double eps, bool save,
                                    std::string_view activation, double parameter);
+
+// The y of either forward again, bitwise, from what it was given and the statistics that it
+// returned.
+at::Tensor batch_norm_act_apply(const Backend& backend, const at::Tensor& x,
+                                const OptionalTensor& residual, const OptionalTensor& weight,
+                                const OptionalTensor& bias, const at::Tensor& mean,
+                                const at::Tensor& invstd, bool training,
+                                std::string_view activation, double parameter);
 
 // dx, dresidual, dweight and dbias.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward(

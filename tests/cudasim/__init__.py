@@ -27,6 +27,7 @@ __all__ = [
     "Epilogue",
     "Report",
     "Scale",
+    "act_apply",
     "act_backward",
     "backward",
     "backward_combine_apply",
@@ -226,6 +227,25 @@ def backward(
     """
     arguments = (dy, x, weight, mean, invstd, training, *want)
     return _run("batch_norm_backward", arguments, device, scale, algorithm, seed)
+
+
+def act_apply(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    epilogue: Epilogue,
+    *,
+    training: bool = True,
+    device: str = "h200",
+    scale: Scale = WHOLE,
+    seed: int = 0,
+) -> tuple[Tensor, Report]:
+    """Y of :func:`forward` with an epilogue again, by what it saved; arguments as there."""
+    tensors = (x, epilogue.residual, weight, bias, mean, invstd)
+    arguments = (*tensors, training, epilogue.activation, epilogue.parameter)
+    return _run("batch_norm_act_apply", arguments, device, scale, "auto", seed)
 
 
 def act_backward(

@@ -101,6 +101,8 @@ void eval_forward(const EvalForward& op) {
   add_forward(op);
   add("running_mean", op.problem, op.running_mean);
   add("running_var", op.problem, op.running_var);
+  add("saved mean", op.problem, op.saved.mean);
+  add("saved invstd", op.problem, op.saved.invstd);
   cuda::eval_forward(op, plan(cuda::request(op)), nullptr);
 }
 

@@ -284,6 +284,48 @@ def test_backward_finds_the_pre_activation_of_forward(algorithm: str, layout: st
     assert torch.equal(gradients[1], (y > 0).float())
 
 
+@pytest.mark.parametrize(
+    ("op", "algorithm", "name", "dtype", "activation", "residual"),
+    pairs(
+        ("forward", "eval"),
+        ("two_pass", *PERSISTENT),
+        INPUTS,
+        (torch.float32, torch.bfloat16),
+        FUNCTIONS,
+        (False, True),
+        where=fits,
+    ),
+    ids=str,
+)
+def test_apply_computes_the_same_bits(
+    op: str, algorithm: str, name: str, dtype: torch.dtype, activation: str, residual: bool
+) -> None:
+    """Whichever algorithm computed them first."""
+    tensors = tables.make(tables.Case("apply", *INPUTS[name], dtype))
+    epilogue = epilogue_for(tensors.x, activation, residual)
+    training = op == "forward"
+    parameters = (tensors.weight, tensors.bias)
+    (y, mean, invstd), _ = cudasim.forward(
+        tensors.x,
+        *parameters,
+        tensors.running_mean,
+        tensors.running_var,
+        epilogue=epilogue,
+        training=training,
+        algorithm=algorithm,
+        scale=SMALL,
+    )
+    again, report = cudasim.act_apply(
+        tensors.x, *parameters, mean, invstd, epilogue, training=training, scale=SMALL
+    )
+    bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    assert torch.equal(again.view(bits), y.view(bits))
+    assert len(report.launches) == 1
+    size = y.nbytes
+    assert report.activations["read_bytes"] == (1 + residual) * size
+    assert report.activations["written_bytes"] == size
+
+
 # Of float16: zeros, what becomes zero when it is scaled, kinks, and what is no number.
 SPECIAL = [0.0, -0.0, 6e-8, -6e-8, 6e-5, -6e-5, 3.0, -3.0, 6.0, -6.0, 20.0, -20.0]
 SPECIAL += [float("inf"), -float("inf"), float("nan"), 65504.0]

@@ -118,10 +118,27 @@ FASTBN_DEVICE Affine<acc_t> combine_forward(const TrainingForward& op, int64_t c
   return statistics.affine(forward_inputs<acc_t>(op, channel, 0));
 }
 
+// The coefficients that forward in training had, by the statistics that it saved in float64:
+// bitwise the same, as these are exact.
+template <typename acc_t, typename Op>
+FASTBN_DEVICE Affine<acc_t> saved_affine(const Op& op, const InputVector& saved_mean,
+                                         const InputVector& saved_invstd, int64_t channel) {
+  const double exact_mean = read(saved_mean, channel);
+  return affine_of(exact_mean, static_cast<acc_t>(exact_mean),
+                   static_cast<acc_t>(read(saved_invstd, channel)),
+                   static_cast<acc_t>(read_or(op.weight, channel, 1)),
+                   static_cast<acc_t>(read_or(op.bias, channel, 0)));
+}
+
 // The coefficients that normalize by given statistics. Of the blocks that share the channel one
 // passes `save`.
 template <typename acc_t>
 FASTBN_DEVICE Affine<acc_t> eval_affine(const EvalForward& op, int64_t channel, bool save) {
+  if (op.saved.mean.data != nullptr) {
+    Affine<acc_t> affine = saved_affine<acc_t>(op, op.saved.mean, op.saved.invstd, channel);
+    if (!op.saved.training) affine.shift = static_cast<acc_t>(read_or(op.bias, channel, 0));
+    return affine;
+  }
   const acc_t mean = static_cast<acc_t>(read(op.running_mean, channel));
   const acc_t var = static_cast<acc_t>(read(op.running_var, channel));
   const acc_t invstd = invstd_of(var, static_cast<acc_t>(op.eps));
@@ -149,16 +166,10 @@ FASTBN_DEVICE GradInputs<acc_t> grad_inputs(const Backward& op, int64_t channel)
   return {mean, invstd * static_cast<acc_t>(read_or(op.weight, channel, 1)), invstd};
 }
 
-// The shift of forward, of which backward knows the mean and scale: (x - mean) * scale + shift is
-// bitwise what forward computed, as it has saved its statistics exactly.
+// The shift of forward, of which backward knows the mean and scale.
 template <typename acc_t>
 FASTBN_DEVICE acc_t shift_of(const Backward& op, int64_t channel) {
-  const double exact_mean = read(op.mean, channel);
-  return affine_of(exact_mean, static_cast<acc_t>(exact_mean),
-                   static_cast<acc_t>(read(op.invstd, channel)),
-                   static_cast<acc_t>(read_or(op.weight, channel, 1)),
-                   static_cast<acc_t>(read_or(op.bias, channel, 0)))
-      .shift;
+  return saved_affine<acc_t>(op, op.mean, op.invstd, channel).shift;
 }
 
 // The coefficients of dx in training, from the sums over `count` values.
