@@ -29,6 +29,7 @@ from .modules import (
     BatchNormAct3d,
 )
 from .planning import Plan, plan
+from .recompute import recompute_activations
 
 __version__ = str(build_info()["fastbn"])
 
@@ -54,6 +55,7 @@ __all__ = [
     "freeze",
     "fuse",
     "plan",
+    "recompute_activations",
     "register",
     "revert",
     "unfreeze",

@@ -12,6 +12,7 @@ from ._multiprocessors import leave_multiprocessors_free
 from .activations import IDENTITY, Activation, activation_of
 from .functional import dispatch, number
 from .ops import operators
+from .recompute import active
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,9 +80,13 @@ def dispatch_act(
     if not _has_kernels(x, residual, running_mean, running_var, momentum, eps):
         y = dispatch(x, weight, bias, *statistics, training, momentum, eps)
         return activation(y if residual is None else y + residual)
-    if x.is_cuda and not torch.compiler.is_compiling():  # else fake implementations do it
-        leave_multiprocessors_free()
-    result: Tensor = operators.batch_norm_act(
+    recorder = None
+    if not torch.compiler.is_compiling():  # else fake implementations do it, and nothing records
+        if x.is_cuda:
+            leave_multiprocessors_free()
+        recorder = active.recorder
+    operator = operators.batch_norm_act if recorder is None else recorder.batch_norm_act
+    result: Tensor = operator(
         x, residual, weight, bias, *statistics, training, momentum, eps, *activation
     )
     return result

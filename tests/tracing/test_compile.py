@@ -160,3 +160,27 @@ def test_gradients_compiled_into_the_graph(device: str) -> None:
     x, weight = torch.randn(4, 3, 5, device=device), torch.randn(3, device=device)
     compiled = torch.compile(step, fullgraph=True, backend=TRACING)
     torch.testing.assert_close(compiled(x, weight), step(x, weight), **AGAINST_STOCK)
+
+
+@pytest.mark.parametrize("place", ["inside", "around"])
+def test_recomputing_is_left_to_the_compiler(place: str, device: str) -> None:
+    """In compiled code the context is nothing, and around it no reason to compile again."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), fastbn.BatchNormAct2d(4, activation="silu"), nn.Conv2d(4, 5, 3)
+    ).to(device)
+    eager = copy.deepcopy(model)
+
+    def inside(x: Tensor) -> Tensor:
+        with fastbn.recompute_activations():
+            y: Tensor = model(x)
+        return y
+
+    counter = CompileCounterWithBackend(TRACING)
+    compiled = torch.compile(
+        inside if place == "inside" else model, fullgraph=True, backend=counter
+    )
+    around = fastbn.recompute_activations()(compiled) if place == "around" else compiled
+    for call in (around, compiled):
+        for ours, expected in zip(steps(model, call), steps(eager, eager), strict=True):
+            torch.testing.assert_close(ours, expected, **AGAINST_STOCK)
+    assert counter.frame_count == 1
