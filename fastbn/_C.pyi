@@ -4,6 +4,10 @@ from typing import ClassVar
 messages: dict[str, str]
 # Names of what may follow batch norm.
 activation_functions: tuple[str, ...]
+# Those that have masks, and what these measure; see csrc/core/mask.h.
+functions_with_two_slopes: tuple[str, ...]
+masked_bytes: int
+max_mask_bytes: int
 
 def cpu_capability() -> str: ...
 

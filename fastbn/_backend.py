@@ -80,6 +80,12 @@ messages: dict[str, str] = _C.messages
 # Names of the compiled activation functions.
 activation_functions: tuple[str, ...] = _C.activation_functions
 
+# Those whose derivative forward keeps as a mask; the bytes of x that a byte of it is for, and how
+# many it has at most. See csrc/core/mask.h.
+functions_with_two_slopes: tuple[str, ...] = _C.functions_with_two_slopes
+masked_bytes: int = _C.masked_bytes
+max_mask_bytes: int = _C.max_mask_bytes
+
 
 def cpu_capability() -> str:
     """Instruction set of the CPU loops: ``scalar``, ``default``, ``avx2`` or ``avx512``."""

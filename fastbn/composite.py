@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.autograd import forward_ad
 
-from .activations import Activation
+from ._backend import masked_bytes
+from .activations import IDENTITY, Activation
 from .ops import accumulate_dtype, check_forward
 
 if TYPE_CHECKING:
@@ -140,10 +141,18 @@ def batch_norm_backward(
     return dx.to(x.dtype), dweight, dbias
 
 
+def _times_slope(dy: Tensor, x: Tensor, mask: Tensor, other: float) -> Tensor:
+    """``dy`` where the mask of x has a bit, else ``dy`` times the ``other`` slope."""
+    bits = torch.arange(masked_bytes // x.element_size(), device=x.device)
+    is_one = (mask.unsqueeze(1) >> bits & 1).bool().reshape(-1).as_strided(x.shape, x.stride())
+    return torch.where(is_one, dy, dy * other if other != 0 else 0)
+
+
 def batch_norm_act_backward(
     dy: Tensor,
     x: Tensor,
     residual: Tensor | None,
+    mask: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
@@ -155,11 +164,18 @@ def batch_norm_act_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients for x, residual, weight and bias as differentiable functions of all of these.
 
-    Of no elements for what is None.
+    Of no elements for what is None, unless there is a mask or no activation function: then neither
+    residual nor bias is needed.
 
     Those of ``activation(batch_norm(x) + residual)``, by autograd: in training the statistics are
     computed again as functions of x, otherwise ``mean`` and ``invstd`` (C) are constants.
     """
+    if mask is not None or activation == IDENTITY.name:
+        dz = dy
+        if mask is not None:
+            dz = _times_slope(dy.to(accumulate_dtype(x.dtype)), x, mask, parameter)
+        dx, dweight, dbias = batch_norm_backward(dz, x, weight, mean, invstd, training, eps)
+        return dx, dz.to(dy.dtype), dweight, dbias
     with torch.enable_grad():
         # Aliases: gradients of these alone, whatever one of them is computed from.
         given = (x, residual, weight, bias)

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import torch
 from torch._prims_common import suggest_memory_format
 
-from ._backend import activation_functions, messages  # the import registers the operators
+from ._backend import (  # the import registers the operators
+    activation_functions,
+    functions_with_two_slopes,
+    masked_bytes,
+    max_mask_bytes,
+    messages,
+)
 from ._multiprocessors import leave_multiprocessors_free
 
 if TYPE_CHECKING:
@@ -216,6 +222,22 @@ def _check_epilogue(x: Tensor, residual: Tensor | None, activation: str) -> None
         raise ValueError(_say("activation", activation))
 
 
+def _mask(x: Tensor, residual: Tensor | None, activation: str, wanted: bool) -> Tensor:
+    """That of forward, as ``mask_bytes`` in csrc/core/mask.h has it."""
+    none = x.new_empty(0, dtype=torch.uint8)
+    if not wanted or residual is None or activation not in functions_with_two_slopes:
+        return none
+    memory_format = memory_format_of(x)
+    if x.numel() == 0 or not x.is_contiguous(memory_format=memory_format):
+        return none
+    together = masked_bytes // x.element_size()
+    spatial = x.numel() // (x.shape[0] * x.shape[1])
+    rows_are_channels = memory_format == torch.contiguous_format and spatial != 1
+    row = spatial if rows_are_channels else x.shape[1]
+    count = x.numel() // together
+    return none if row % together != 0 or count > max_mask_bytes else none.new_empty(count)
+
+
 @_operator
 def batch_norm_act_training(
     x: Tensor,
@@ -229,13 +251,15 @@ def batch_norm_act_training(
     eps: float,
     activation: str,
     parameter: float,
-) -> ThreeTensors:
-    """Returns (y, mean, invstd), the statistics in float64; see batch_norm_training."""
+    want_mask: bool,
+) -> FourTensors:
+    """Returns (y, mean, invstd, mask), the statistics in float64; see batch_norm_training."""
     leave_multiprocessors_free()
     _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
     check_forward(x, weight, bias, running_mean, running_var, True, eps)
     _check_epilogue(x, residual, activation)
-    return _result_like(x), _vector(x, True, torch.float64), _vector(x, True, torch.float64)
+    mean, invstd = (_vector(x, True, torch.float64) for _ in range(2))
+    return _result_like(x), mean, invstd, _mask(x, residual, activation, want_mask)
 
 
 @_operator
@@ -250,12 +274,13 @@ def batch_norm_act_eval(
     save: bool,
     activation: str,
     parameter: float,
-) -> ThreeTensors:
-    """Returns (y, mean, invstd), the statistics in float64; see batch_norm_eval."""
+) -> FourTensors:
+    """Returns (y, mean, invstd, mask), the statistics in float64; see batch_norm_eval."""
     _check_devices(x, weight, bias, running_mean, running_var)
     check_forward(x, weight, bias, running_mean, running_var, False, eps)
     _check_epilogue(x, residual, activation)
-    return _result_like(x), _vector(x, save, torch.float64), _vector(x, save, torch.float64)
+    mean, invstd = (_vector(x, save, torch.float64) for _ in range(2))
+    return _result_like(x), mean, invstd, _mask(x, residual, activation, save)
 
 
 @_operator
@@ -284,6 +309,7 @@ def batch_norm_act_backward(
     dy: Tensor,
     x: Tensor,
     residual: Tensor | None,
+    mask: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
@@ -296,9 +322,12 @@ def batch_norm_act_backward(
     want_dweight: bool,
     want_dbias: bool,
 ) -> FourTensors:
-    """Returns (dx, dresidual, dweight, dbias), of no elements where not wanted."""
+    """Returns (dx, dresidual, dweight, dbias), of no elements where not wanted.
+
+    It takes the mask that forward returned, or else the residual.
+    """
     leave_multiprocessors_free()
-    _check_devices(x, dy, weight, bias, mean, invstd)
+    _check_devices(x, dy, mask, weight, bias, mean, invstd)
     _check_epilogue(x, residual, activation)
     dtype = None if weight is None else weight.dtype
     dx = _result_like(x) if want_dx else x.new_empty(0)

@@ -220,6 +220,21 @@ struct Mish {
 
 }  // namespace activation
 
+// Whether the derivative at z, a number or a vector of them, is 1: of the functions that mask.h
+// knows, which have one other derivative.
+template <typename V>
+FASTBN_HOST_DEVICE auto has_slope_one(ActivationFunction function, V z, V zero, V six)
+    -> decltype(z > zero) {
+  switch (function) {
+    case ActivationFunction::kRelu:
+      return (z <= zero) == 0;
+    case ActivationFunction::kRelu6:
+      return (z > zero) & (z < six);
+    default:
+      return z > zero;
+  }
+}
+
 // Calls body(activation::Function<Math>()) for a function: where it is the same for many values,
 // the choice is made once.
 template <typename Math, typename Body>

@@ -143,6 +143,8 @@ struct Epilogue {
   ActivationFunction function = ActivationFunction::kIdentity;
   double parameter = 0;  // of a function that has one
   InputActivation residual;
+  uint8_t* mask_out = nullptr;    // forward: written unless it is null; see mask.h
+  const uint8_t* mask = nullptr;  // backward: read in the place of the residual
 
   FASTBN_HOST_DEVICE bool is_empty() const {
     return function == ActivationFunction::kIdentity && residual.data == nullptr;

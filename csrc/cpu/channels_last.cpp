@@ -18,6 +18,7 @@
 #include "epilogue.h"
 #include "nontemporal.h"
 #include "parallel.h"
+#include "partition.h"
 
 namespace fastbn::cpu::channels_last {
 
@@ -34,7 +35,8 @@ constexpr int64_t kEnoughPieces = 128;
 class BlockGrid {
  public:
   explicit BlockGrid(const Problem& problem)
-      : joined_(std::max<int64_t>(1, kWideRow / problem.channels)),
+      : problem_(problem),
+        joined_(std::max<int64_t>(1, kWideRow / problem.channels)),
         columns_(joined_ * problem.channels),
         rows_(problem.per_channel() / joined_),
         rest_(problem.per_channel() % joined_ * problem.channels),
@@ -60,8 +62,8 @@ class BlockGrid {
   void for_each_block(int64_t piece, Body body) const {
     const int64_t band = piece / strips_;
     const int64_t strip = piece % strips_;
-    const int64_t column = columns_ * strip / strips_;
-    const int64_t width = columns_ * (strip + 1) / strips_ - column;
+    const int64_t column = cut_begin(problem_, columns_, strip, strips_);
+    const int64_t width = cut_begin(problem_, columns_, strip + 1, strips_) - column;
     const int64_t begin = band * rows_per_band_;
     for (int64_t row = begin; row < band_end(band); row += kBlockRows) {
       const int64_t height = std::min(kBlockRows, band_end(band) - row);
@@ -72,6 +74,7 @@ class BlockGrid {
  private:
   int64_t band_end(int64_t band) const { return std::min(rows_, (band + 1) * rows_per_band_); }
 
+  const Problem& problem_;
   int64_t joined_, columns_, rows_, rest_, strips_;
   int64_t rows_per_band_, bands_;
 };
@@ -151,9 +154,12 @@ std::vector<Moments<double>> reduce_statistics(const Problem& problem, const Blo
 
 // An epilogue for the loops over a block that begins with the element `first`.
 EpilogueLoop epilogue_at(const Problem& problem, const Epilogue& epilogue, int64_t first) {
-  const bool has_residual = epilogue.residual.data != nullptr;
-  return {epilogue.function, epilogue.parameter, problem.dtype,
-          has_residual ? element(problem, epilogue.residual, first) : nullptr};
+  EpilogueLoop loop{epilogue.function, epilogue.parameter, problem.dtype};
+  const int64_t byte = first / masked_elements(problem.dtype);
+  if (epilogue.residual.data != nullptr) loop.residual = element(problem, epilogue.residual, first);
+  if (epilogue.mask_out != nullptr) loop.mask_out = epilogue.mask_out + byte;
+  if (epilogue.mask != nullptr) loop.mask = epilogue.mask + byte;
+  return loop;
 }
 
 // The elements behind the last joined row, widened to acc_t.
@@ -169,6 +175,7 @@ class Rest {
 
   void* data() { return storage_.data(); }
   double operator[](int64_t i) const { return read({storage_.data(), dtype_, 1}, i); }
+  void set(int64_t i, double value) { write({storage_.data(), dtype_, 1}, i, value); }
 
  private:
   DType dtype_;
@@ -180,16 +187,24 @@ Rest rest_gradient(const Backward& op, const BlockGrid& grid, const Coefficients
   const Problem& problem = op.problem;
   Rest dy(problem, grid, op.dy);
   if (op.epilogue.is_empty() || grid.rest() == 0) return dy;
-  Rest x(problem, grid, op.x), dz(problem, grid);
-  EpilogueLoop epilogue = epilogue_at(problem, op.epilogue, 0);
-  std::optional<Rest> residual;
-  if (epilogue.residual != nullptr) {
-    residual.emplace(problem, grid, op.epilogue.residual);
-    epilogue.residual = residual->data();
+  Rest dz(problem, grid);
+  if (op.epilogue.mask != nullptr) {
+    const MaskElements mask(problem, op.epilogue);
+    for (int64_t i = 0; i < grid.rest(); ++i) {
+      dz.set(i, mask.gradient(grid.rest_begin() + i, dy[i]));
+    }
+  } else {
+    Rest x(problem, grid, op.x);
+    EpilogueLoop epilogue = epilogue_at(problem, op.epilogue, 0);
+    std::optional<Rest> residual;
+    if (epilogue.residual != nullptr) {
+      residual.emplace(problem, grid, op.epilogue.residual);
+      epilogue.residual = residual->data();
+    }
+    loops(accumulate_dtype(problem.dtype))
+        .activation_grad_columns(dy.data(), x.data(), dz.data(), Block2d{1, 0, grid.rest()},
+                                 affine.affine(0), epilogue);
   }
-  loops(accumulate_dtype(problem.dtype))
-      .activation_grad_columns(dy.data(), x.data(), dz.data(), Block2d{1, 0, grid.rest()},
-                               affine.affine(0), epilogue);
   const OutputActivation kept = kept_dz(op);
   if (kept.data != nullptr) {
     char* first = element(problem, kept, grid.rest_begin());

@@ -22,7 +22,7 @@ class ApplyForward {
       : problem_(problem),
         x_(problem, x),
         y_(problem, y),
-        epilogue_(problem, epilogue),
+        epilogue_(problem, epilogue, x),
         stream_(streams(problem) && x.data != y.data) {}
 
   void operator()(const ChannelGroup& group, const ChannelBlock& whole,
@@ -37,8 +37,15 @@ class ApplyForward {
       if (epilogue_.is_empty()) {
         inner.normalize(x, y, rows, affine, step, stream_);
       } else {
-        inner.activate(x, y, rows, affine, step, epilogue_.read(group.first, block, residual),
-                       stream_);
+        const EpilogueLoop epilogue = epilogue_.read(group.first, block, residual);
+        inner.activate(x, y, rows, affine, step, epilogue, stream_);
+        if (epilogue_.writes_mask_apart()) {
+          Scratch z;
+          inner.activate(x, z.data(), rows, affine, step,
+                         {ActivationFunction::kIdentity, 0, epilogue.dtype, epilogue.residual},
+                         stream_);
+          epilogue_.put_mask(group.first, block, z);
+        }
       }
       y_.commit(group.first, block, out);
     });
@@ -63,7 +70,7 @@ class ApplyBackward {
         dz_(op.problem, dz_data_),
         x_(op.problem, op.x),
         dx_(op.problem, op.dx),
-        epilogue_(op.problem, op.epilogue),
+        epilogue_(op.problem, op.epilogue, op.x),
         stream_(streams(op.problem) && !is_in_place(op)) {}
 
   void operator()(const ChannelGroup& group, const ChannelBlock& whole,
@@ -104,7 +111,7 @@ class ReduceGradients {
         x_(op.problem, op.x),
         kept_data_(kept_dz(op)),
         kept_(op.problem, kept_data_),
-        epilogue_(op.problem, op.epilogue),
+        epilogue_(op.problem, op.epilogue, op.x),
         affine_(op.problem, op.epilogue.is_empty() ? 0 : op.problem.channels) {
     if (op.epilogue.is_empty()) return;
     for (int64_t c = 0; c < op.problem.channels; ++c) affine_.set(c, pre_activation(op, c));
@@ -123,6 +130,14 @@ class ReduceGradients {
       return sums;
     }
     const bool keeps = kept_data_.data != nullptr;
+    if (epilogue_.reads_mask_apart()) {
+      epilogue_.mask_gradient(channel, block, dy_scratch);
+      inner.activated_grad_sums(dy, x, nullptr, rows, affine_.affine(channel),
+                                {ActivationFunction::kIdentity, 0, problem.dtype}, &sums.dy[0],
+                                &sums.dy_xmu[0]);
+      if (keeps) kept_.commit(channel, block, dy_scratch);
+      return sums;
+    }
     void* dz = keeps ? kept_.target(channel, block, out) : nullptr;
     inner.activated_grad_sums(dy, x, dz, rows, affine_.affine(channel),
                               epilogue_.read(channel, block, residual), &sums.dy[0],
@@ -157,8 +172,8 @@ void apply_all(const Problem& problem, const ApplyForward& apply, const Coeffici
       const int64_t channel = row % channels;
       // Whole rows go together until the sample ends.
       const int64_t rows = cuts == 1 ? std::min(end - begin, channels - channel) : 1;
-      const int64_t position = problem.spatial * (begin % cuts) / cuts;
-      const int64_t length = problem.spatial * (begin % cuts + 1) / cuts - position;
+      const int64_t position = cut_begin(problem, problem.spatial, begin % cuts, cuts);
+      const int64_t length = cut_begin(problem, problem.spatial, begin % cuts + 1, cuts) - position;
       apply({channel, rows, channel}, {row / channels, position, {1, 0, length}}, values);
       begin += rows;
     }

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../core/mask.h"
 #include "../core/problem.h"
 #include "simd/loops.h"
 
@@ -17,6 +18,14 @@ namespace fastbn::cpu {
 
 constexpr int64_t kBlockElements = 4096;
 constexpr int64_t kBlocksPerPiece = 16;
+
+// Where the part `index` begins of `length` elements that are cut into `parts` parts, between two
+// bytes of a mask where there can be one: then no two threads write the same.
+inline int64_t cut_begin(const Problem& problem, int64_t length, int64_t index, int64_t parts) {
+  const int64_t together = masked_elements(problem.dtype);
+  const int64_t unit = length % together == 0 ? together : 1;
+  return length / unit * index / parts * unit;
+}
 
 // A block of one channel: the positions [position, position + rows.columns) of `rows.rows` samples
 // from `sample` on.
@@ -44,8 +53,8 @@ class Partition {
   ChannelBlock operator[](int64_t index) const {
     const int64_t sample = index / cuts_ * samples_;
     const int64_t cut = index % cuts_;
-    const int64_t begin = problem_.spatial * cut / cuts_;
-    const int64_t end = problem_.spatial * (cut + 1) / cuts_;
+    const int64_t begin = cut_begin(problem_, problem_.spatial, cut, cuts_);
+    const int64_t end = cut_begin(problem_, problem_.spatial, cut + 1, cuts_);
     const int64_t rows = std::min(samples_, problem_.batch - sample);
     return {sample, begin, {rows, problem_.channels * problem_.spatial, end - begin}};
   }

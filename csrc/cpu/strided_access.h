@@ -44,10 +44,10 @@ class Operand {
   // The block's elements, to be walked by rows_of(block); valid as long as scratch.
   const void* read(int64_t channel, const ChannelBlock& block, Scratch& scratch) const {
     if (in_place()) return address(channel, block);
-    for_each_even_row(channel, block, scratch,
-                      [&](auto* element, int64_t stride, int64_t length, char* to) {
-                        loops(problem_.dtype).pack(element, stride, length, to);
-                      });
+    for_each_even_row(
+        channel, block, [&](int64_t offset, int64_t stride, int64_t length, int64_t first) {
+          loops(problem_.dtype).pack(at(offset), stride, length, packed(scratch, first));
+        });
     return scratch.data();
   }
 
@@ -57,9 +57,18 @@ class Operand {
   }
   void commit(int64_t channel, const ChannelBlock& block, Scratch& scratch) const {
     if (in_place()) return;
-    for_each_even_row(channel, block, scratch,
-                      [&](auto* element, int64_t stride, int64_t length, char* from) {
-                        loops(problem_.dtype).unpack(from, element, stride, length);
+    for_each_even_row(
+        channel, block, [&](int64_t offset, int64_t stride, int64_t length, int64_t first) {
+          loops(problem_.dtype).unpack(packed(scratch, first), at(offset), stride, length);
+        });
+  }
+
+  // Calls body(offset, i) for the block's elements: where in the activation, and the how manieth.
+  template <typename Body>
+  void for_each_element(int64_t channel, const ChannelBlock& block, const Body& body) const {
+    for_each_even_row(channel, block,
+                      [&](int64_t offset, int64_t stride, int64_t length, int64_t first) {
+                        for (int64_t i = 0; i < length; ++i) body(offset + i * stride, first + i);
                       });
   }
 
@@ -76,22 +85,25 @@ class Operand {
     return at((block.sample * problem_.channels + channel) * problem_.spatial + block.position);
   }
 
-  // Calls body(element, stride, length, packed) for each row of evenly spaced elements and its
-  // place in scratch.
+  // The place in scratch of the block's i-th element.
+  char* packed(Scratch& scratch, int64_t i) const {
+    return static_cast<char*>(scratch.data()) + i * element_size(accumulate_dtype(problem_.dtype));
+  }
+
+  // Calls body(offset, stride, length, i) for each row of evenly spaced elements, of which the
+  // first is the block's i-th.
   template <typename Body>
-  void for_each_even_row(int64_t channel, const ChannelBlock& block, Scratch& scratch,
-                         Body body) const {
-    char* packed = static_cast<char*>(scratch.data());
-    const int64_t acc_size = element_size(accumulate_dtype(problem_.dtype));
+  void for_each_even_row(int64_t channel, const ChannelBlock& block, Body body) const {
     const int64_t first =
         block.sample * activation_.batch_stride + channel * activation_.channel_stride;
     if (activation_.spatial_dims == 0) {
-      body(at(first), activation_.batch_stride, block.rows.rows, packed);
+      body(first, activation_.batch_stride, block.rows.rows, 0);
       return;
     }
     const int inner = activation_.spatial_dims - 1;
     const int64_t inner_size = activation_.sizes[inner];
     const int64_t inner_stride = activation_.strides[inner];
+    int64_t i = 0;
     for (int64_t sample = 0; sample < block.rows.rows; ++sample) {
       const int64_t begin = first + sample * activation_.batch_stride;
       int64_t position = block.position;
@@ -105,8 +117,8 @@ class Operand {
           offset += index % activation_.sizes[d] * activation_.strides[d];
           index /= activation_.sizes[d];
         }
-        body(at(offset), inner_stride, length, packed);
-        packed += length * acc_size;
+        body(offset, inner_stride, length, i);
+        i += length;
         position += length;
       }
     }

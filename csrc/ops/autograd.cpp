@@ -3,8 +3,9 @@
 // Batch norm with its gradient as one operator, and the same with an epilogue: what modules call.
 // Their kernels are composed of the operators of ops.h, for every backend and for tracing alike.
 //
-// They save x, the residual, parameters and the statistics that forward used, never the running
-// buffers: later forward passes through the same module leave their gradients right. Gradients of
+// They save x, weight, the statistics that forward used and, where the derivative of an activation
+// function needs it, a mask or else the residual and bias; never the running buffers: later forward
+// passes through the same module leave their gradients right. Gradients of
 // gradients are those of the formulas of fastbn/composite.py, which has the kernels of
 // *_backward_composite.
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -143,18 +144,19 @@ struct NamedFunction {
   double parameter;
 };
 
-ForwardResults act_forward_of(const Tensor& x, const OptionalTensor& residual,
-                              const OptionalTensor& weight, const OptionalTensor& bias,
-                              const Running& running, double eps, const NamedFunction& activation,
-                              bool save) {
+ActForwardResults act_forward_of(const Tensor& x, const OptionalTensor& residual,
+                                 const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const Running& running, double eps,
+                                 const NamedFunction& activation, bool save) {
   if (running.training) {
-    return call<ForwardResults, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+    return call<ActForwardResults, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                const OptionalTensor&, std::optional<double>, double, c10::string_view, double>(
-        "fastbn::batch_norm_act_training", x, residual, weight, bias, running.mean, running.var,
-        running.num_batches_tracked, running.momentum, eps, activation.name, activation.parameter);
+                const OptionalTensor&, std::optional<double>, double, c10::string_view, double,
+                bool>("fastbn::batch_norm_act_training", x, residual, weight, bias, running.mean,
+                      running.var, running.num_batches_tracked, running.momentum, eps,
+                      activation.name, activation.parameter, /*want_mask=*/save);
   }
-  return call<ForwardResults, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+  return call<ActForwardResults, const Tensor&, const OptionalTensor&, const OptionalTensor&,
               const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, bool,
               c10::string_view, double>("fastbn::batch_norm_act_eval", x, residual, weight, bias,
                                         running.mean, running.var, eps, save, activation.name,
@@ -167,10 +169,15 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
                         const OptionalTensor& weight, const OptionalTensor& bias,
                         const Running& running, double eps, const NamedFunction& activation) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [y, mean, invstd] =
+    auto [y, mean, invstd, mask] =
         act_forward_of(x, residual, weight, bias, running, eps, activation, /*save=*/true);
-    context->save_for_backward({x, residual.value_or(Tensor()), weight.value_or(Tensor()),
-                                bias.value_or(Tensor()), mean, invstd});
+    const bool has_mask = mask.sym_numel() != 0;
+    const bool needs_z = !has_mask && activation.name != "identity";
+    context->save_for_backward(
+        {x, needs_z ? residual.value_or(Tensor()) : Tensor(), weight.value_or(Tensor()),
+         needs_z ? bias.value_or(Tensor()) : Tensor(), has_mask ? mask : Tensor(), mean, invstd});
+    context->saved_data["has_residual"] = residual.has_value();
+    context->saved_data["has_bias"] = bias.has_value();
     context->saved_data["training"] = running.training;
     context->saved_data["eps"] = eps;
     context->saved_data["activation"] = std::string(activation.name);
@@ -180,30 +187,33 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     const variable_list tensors = context->get_saved_variables();
-    const Tensor &x = tensors[0], &mean = tensors[4], &invstd = tensors[5];
+    const Tensor &x = tensors[0], &mean = tensors[5], &invstd = tensors[6];
     const OptionalTensor residual = saved(tensors[1]), weight = saved(tensors[2]),
-                         bias = saved(tensors[3]);
+                         bias = saved(tensors[3]), mask = saved(tensors[4]);
     const auto wanted =
-        wanted_of<4>(context, {true, residual.has_value(), weight.has_value(), bias.has_value()});
+        wanted_of<4>(context, {true, context->saved_data["has_residual"].toBool(),
+                               weight.has_value(), context->saved_data["has_bias"].toBool()});
     const bool training = context->saved_data["training"].toBool();
     const std::string& activation = context->saved_data["activation"].toStringRef();
     const double parameter = context->saved_data["parameter"].toDouble();
-    if (at::GradMode::is_enabled()) {
-      return gradients_of<kArguments>(
-          wanted,
-          call<Gradients4, const Tensor&, const Tensor&, const OptionalTensor&,
-               const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, bool,
-               double, c10::string_view, double>(
-              "fastbn::batch_norm_act_backward_composite", dy[0], x, residual, weight, bias, mean,
-              invstd, training, context->saved_data["eps"].toDouble(), activation, parameter));
-    }
-    return gradients_of<kArguments>(
-        wanted,
-        call<Gradients4, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-             const OptionalTensor&, const Tensor&, const Tensor&, bool, c10::string_view, double,
-             bool, bool, bool, bool>("fastbn::batch_norm_act_backward", dy[0], x, residual, weight,
-                                     bias, mean, invstd, training, activation, parameter, wanted[0],
-                                     wanted[1], wanted[2], wanted[3]));
+    // A sum passes its gradient on as it is.
+    const bool passes_on = activation == "identity";
+    auto gradients =
+        at::GradMode::is_enabled()
+            ? call<Gradients4, const Tensor&, const Tensor&, const OptionalTensor&,
+                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                   const Tensor&, const Tensor&, bool, double, c10::string_view, double>(
+                  "fastbn::batch_norm_act_backward_composite", dy[0], x, residual, mask, weight,
+                  bias, mean, invstd, training, context->saved_data["eps"].toDouble(), activation,
+                  parameter)
+            : call<Gradients4, const Tensor&, const Tensor&, const OptionalTensor&,
+                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                   const Tensor&, const Tensor&, bool, c10::string_view, double, bool, bool, bool,
+                   bool>("fastbn::batch_norm_act_backward", dy[0], x, residual, mask, weight, bias,
+                         mean, invstd, training, activation, parameter, wanted[0],
+                         wanted[1] && !passes_on, wanted[2], wanted[3]);
+    if (passes_on) std::get<1>(gradients) = dy[0];
+    return gradients_of<kArguments>(wanted, gradients);
   }
 
  private:
@@ -248,7 +258,8 @@ TORCH_LIBRARY_FRAGMENT(fastbn, library) {
       "batch_norm_backward_composite(Tensor dy, Tensor x, Tensor? weight, Tensor mean, "
       "Tensor invstd, bool training, float eps) -> (Tensor dx, Tensor dweight, Tensor dbias)");
   library.def(
-      "batch_norm_act_backward_composite(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, "
-      "Tensor? bias, Tensor mean, Tensor invstd, bool training, float eps, str activation, "
-      "float parameter) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+      "batch_norm_act_backward_composite(Tensor dy, Tensor x, Tensor? residual, Tensor? mask, "
+      "Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, bool training, float eps, "
+      "str activation, float parameter) -> "
+      "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
 }

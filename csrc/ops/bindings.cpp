@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "../core/activation_table.h"
+#include "../core/mask.h"
 #include "../cpu/simd/loops.h"
 #include "../cuda/device_query.h"
 #include "../cuda/planner/plan.h"
@@ -123,5 +124,13 @@ PYBIND11_MODULE(_C, module) {
   FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
 #undef FASTBN_FUNCTION
   module.attr("activation_functions") = py::tuple(functions);
+  py::list with_two_slopes;
+#define FASTBN_FUNCTION(Function, name) \
+  if (fastbn::has_two_slopes(fastbn::ActivationFunction::k##Function)) with_two_slopes.append(name);
+  FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
+#undef FASTBN_FUNCTION
+  module.attr("functions_with_two_slopes") = py::tuple(with_two_slopes);
+  module.attr("masked_bytes") = fastbn::kMaskedBytes;
+  module.attr("max_mask_bytes") = fastbn::kMaxMaskBytes;
   fastbn::define_planner(module);
 }

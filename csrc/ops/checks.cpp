@@ -213,6 +213,15 @@ void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const Optiona
   if (x.numel() > 0) check_pre_activation(x, bias, mean, invstd);
 }
 
+void check_mask(const at::Tensor& x, const OptionalTensor& mask, const OptionalTensor& residual,
+                int64_t mask_bytes) {
+  if (!mask) return;
+  check_device(x, *mask);
+  TORCH_CHECK(mask_bytes > 0 && !residual && mask->scalar_type() == at::kByte &&
+                  mask->numel() == mask_bytes && mask->is_contiguous(),
+              say(messages::mask, mask_bytes, mask->numel(), mask->scalar_type()));
+}
+
 ActivationFunction check_epilogue(const at::Tensor& x, const OptionalTensor& residual,
                                   std::string_view activation) {
   if (residual) {

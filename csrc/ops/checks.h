@@ -34,6 +34,9 @@ void check_act_apply(const at::Tensor& x, const OptionalTensor& weight, const Op
 void check_act_backward(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& weight,
                         const OptionalTensor& bias, const at::Tensor& mean,
                         const at::Tensor& invstd);
+// `mask_bytes` is how many bytes a mask must have, if one is given, and then no residual is.
+void check_mask(const at::Tensor& x, const OptionalTensor& mask, const OptionalTensor& residual,
+                int64_t mask_bytes);
 // Returns the activation function of that name.
 ActivationFunction check_epilogue(const at::Tensor& x, const OptionalTensor& residual,
                                   std::string_view activation);

@@ -30,6 +30,9 @@ namespace fastbn {
   MESSAGE(gradient_dtype, "dy is {} and x is {}; they must be the same")                          \
   MESSAGE(residual_shape, "residual has shape {} and x has shape {}; they must be the same")      \
   MESSAGE(residual_dtype, "residual is {} and x is {}; they must be the same")                    \
+  MESSAGE(mask,                                                                                   \
+          "mask must be what forward returned, {} elements of uint8, and come instead of a "      \
+          "residual, but got {} elements of {}")                                                  \
   MESSAGE(activation, "no activation function is called '{}'")                                    \
   MESSAGE(float64, "{} must be float64, but got {}")                                              \
   MESSAGE(rows, "rows must have shape (R, {}) for an input of shape {}, but got {}")              \

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "ops.h"
 
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include "../core/mask.h"
 #include "../core/partial_rows.h"
 
 namespace fastbn {
@@ -142,8 +144,10 @@ RunningStatistics running_statistics(const OptionalTensor& running_mean,
 // What follows batch norm, as callers name it.
 struct EpilogueArguments {
   const OptionalTensor& residual;
+  const OptionalTensor mask;  // of backward
   std::string_view activation;
   double parameter;
+  bool want_mask;  // of forward
 };
 
 // An activation in the layout of x; a copy where it has another.
@@ -151,14 +155,38 @@ at::Tensor like(const at::Tensor& x, const Problem& problem, const at::Tensor& o
   return problem.layout == Layout::kGeneric ? other : other.contiguous(format_of(x));
 }
 
-Epilogue epilogue_of(const at::Tensor& x, const Problem& problem, const EpilogueArguments& given,
-                     at::Tensor& keep_alive) {
+// The same that is taken in vectors, as a mask is: a copy where it does not begin with one.
+at::Tensor in_vectors(const at::Tensor& activation, bool has_mask) {
+  const auto address = reinterpret_cast<uintptr_t>(activation.const_data_ptr());
+  return has_mask && address % kMaskedBytes != 0 ? at::clone(activation, at::MemoryFormat::Preserve)
+                                                 : activation;
+}
+
+// What holds the memory of an epilogue, and of x.
+struct EpilogueTensors {
+  at::Tensor x, residual, mask;
+};
+
+// Leaves in `tensors` what the operation is to read and, in forward, the mask to write.
+Epilogue epilogue_of(const at::Tensor& x, const Problem& problem, const EpilogueArguments* given,
+                     EpilogueTensors& tensors) {
+  tensors.x = x;
+  if (given == nullptr) return {};
   Epilogue epilogue;
-  epilogue.function = check_epilogue(x, given.residual, given.activation);
-  epilogue.parameter = given.parameter;
-  if (given.residual && x.numel() > 0) {
-    keep_alive = like(x, problem, *given.residual);
-    epilogue.residual = input(keep_alive);
+  epilogue.function = check_epilogue(x, given->residual, given->activation);
+  epilogue.parameter = given->parameter;
+  const int64_t bytes = has_two_slopes(epilogue.function) ? mask_bytes(problem) : 0;
+  check_mask(x, given->mask, given->residual, bytes);
+  const bool writes_mask = given->want_mask && given->residual && bytes > 0;
+  const bool has_mask = given->mask || writes_mask;
+  tensors.mask = at::empty({writes_mask ? bytes : 0}, x.options().dtype(at::kByte));
+  if (writes_mask) epilogue.mask_out = tensors.mask.mutable_data_ptr<uint8_t>();
+  if (given->mask) epilogue.mask = given->mask->const_data_ptr<uint8_t>();
+  if (x.numel() == 0) return epilogue;
+  tensors.x = in_vectors(x, has_mask);
+  if (given->residual) {
+    tensors.residual = in_vectors(like(x, problem, *given->residual), has_mask);
+    epilogue.residual = input(tensors.residual);
   }
   return epilogue;
 }
@@ -168,23 +196,24 @@ at::ScalarType saved_type(const at::Tensor& x, const EpilogueArguments* epilogue
   return epilogue == nullptr ? accumulate_type(x) : at::kDouble;
 }
 
-ForwardResults train(const Backend& backend, const at::Tensor& x, const OptionalTensor& weight,
-                     const OptionalTensor& bias, const OptionalTensor& running_mean,
-                     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-                     std::optional<double> momentum, double eps,
-                     const EpilogueArguments* epilogue) {
-  at::Tensor y, mean, invstd, weight_view, bias_view, residual;
+ActForwardResults train(const Backend& backend, const at::Tensor& x, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const OptionalTensor& running_mean,
+                        const OptionalTensor& running_var,
+                        const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
+                        double eps, const EpilogueArguments* epilogue) {
+  at::Tensor y, mean, invstd, weight_view, bias_view;
+  EpilogueTensors tensors;
   TrainingForward op;
   try {
     check_training(x, {weight, bias, running_mean, running_var}, num_batches_tracked, eps);
     op.problem = problem_of(x);
-    if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
+    op.epilogue = epilogue_of(x, op.problem, epilogue, tensors);
     y = empty_result(x);
     if (x.numel() > 0) {
       mean = empty_vector(x, channels_of(x), saved_type(x, epilogue));
       invstd = empty_vector(x, channels_of(x), saved_type(x, epilogue));
       op.count = static_cast<double>(op.problem.per_channel());
-      op.x = input(x);
+      op.x = input(tensors.x);
       op.y = output(y);
       op.weight = input_vector(weight, weight_view);
       op.bias = input_vector(bias, bias_view);
@@ -200,30 +229,32 @@ ForwardResults train(const Backend& backend, const at::Tensor& x, const Optional
   if (x.numel() == 0) {
     count_batch(num_batches_tracked);
     const auto options = x.options().dtype(saved_type(x, epilogue));
-    return {y, at::zeros({channels_of(x)}, options), at::zeros({channels_of(x)}, options)};
+    return {y, at::zeros({channels_of(x)}, options), at::zeros({channels_of(x)}, options),
+            tensors.mask};
   }
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
                         disjoint(op.problem, op.y, op.epilogue.residual));
   backend.training_forward(op);
-  return {y, mean, invstd};
+  return {y, mean, invstd, tensors.mask};
 }
 
-ForwardResults evaluate(const Backend& backend, const at::Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& running_mean,
-                        const OptionalTensor& running_var, double eps, bool save,
-                        const EpilogueArguments* epilogue) {
+ActForwardResults evaluate(const Backend& backend, const at::Tensor& x,
+                           const OptionalTensor& weight, const OptionalTensor& bias,
+                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                           double eps, bool save, const EpilogueArguments* epilogue) {
   check_eval(x, {weight, bias, running_mean, running_var}, eps);
-  at::Tensor weight_view, bias_view, mean_view, var_view, residual;
+  at::Tensor weight_view, bias_view, mean_view, var_view;
+  EpilogueTensors tensors;
   EvalForward op;
   op.problem = problem_of(x);
-  if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
+  op.epilogue = epilogue_of(x, op.problem, epilogue, tensors);
   const at::Tensor y = empty_result(x);
   const int64_t saved = save ? channels_of(x) : 0;
   const at::Tensor mean = empty_vector(x, saved, saved_type(x, epilogue));
   const at::Tensor invstd = empty_vector(x, saved, saved_type(x, epilogue));
-  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_(), tensors.mask};
 
-  op.x = input(x);
+  op.x = input(tensors.x);
   op.y = output(y);
   op.weight = input_vector(weight, weight_view);
   op.bias = input_vector(bias, bias_view);
@@ -235,7 +266,7 @@ ForwardResults evaluate(const Backend& backend, const at::Tensor& x, const Optio
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
                         disjoint(op.problem, op.y, op.epilogue.residual));
   backend.eval_forward(op);
-  return {y, mean, invstd};
+  return {y, mean, invstd, tensors.mask};
 }
 
 // The gradients of a training or an evaluation, by all steps or by some.
@@ -264,10 +295,11 @@ AllGradients differentiate(const Backend& backend, const at::Tensor& dy, const a
   const at::Tensor dresidual = wanted.want_dresidual ? empty_result(x) : none;
   const at::Tensor dweight = empty_vector(x, wanted.want_dweight ? channels : 0, weight_type);
   const at::Tensor dbias = empty_vector(x, wanted.want_dbias ? channels : 0, accumulate_type(x));
-  at::Tensor weight_view, bias_view, mean_view, invstd_view, residual;
+  at::Tensor weight_view, bias_view, mean_view, invstd_view;
+  EpilogueTensors tensors;
   Backward op;
   op.problem = problem_of(x);
-  if (epilogue != nullptr) op.epilogue = epilogue_of(x, op.problem, *epilogue, residual);
+  op.epilogue = epilogue_of(x, op.problem, epilogue, tensors);
   if (x.numel() == 0) return {dx, dresidual, dweight.zero_(), dbias.zero_()};
 
   op.training = wanted.training;
@@ -276,9 +308,9 @@ AllGradients differentiate(const Backend& backend, const at::Tensor& dy, const a
   op.total_count = wanted.total_count;
   op.partials = wanted.partials;
   // A gradient in another layout is brought to that of x, as stock does.
-  const at::Tensor dy_like_x = like(x, op.problem, dy);
+  const at::Tensor dy_like_x = in_vectors(like(x, op.problem, dy), op.epilogue.mask != nullptr);
   op.dy = input(dy_like_x);
-  op.x = input(x);
+  op.x = input(tensors.x);
   if (wanted.want_dx) op.dx = output(dx);
   if (wanted.want_dresidual) op.dresidual = output(dresidual);
   op.weight = input_vector(weight, weight_view);
@@ -304,16 +336,18 @@ ForwardResults batch_norm_training(const Backend& backend, const at::Tensor& x,
                                    const OptionalTensor& running_var,
                                    const OptionalTensor& num_batches_tracked,
                                    std::optional<double> momentum, double eps) {
-  return train(backend, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
-               eps, nullptr);
+  auto [y, mean, invstd, mask] = train(backend, x, weight, bias, running_mean, running_var,
+                                       num_batches_tracked, momentum, eps, nullptr);
+  return {y, mean, invstd};
 }
 
-ForwardResults batch_norm_act_training(
+ActForwardResults batch_norm_act_training(
     const Backend& backend, const at::Tensor& x, const OptionalTensor& residual,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum, double eps, std::string_view activation, double parameter) {
-  const EpilogueArguments epilogue{residual, activation, parameter};
+    std::optional<double> momentum, double eps, std::string_view activation, double parameter,
+    bool want_mask) {
+  const EpilogueArguments epilogue{residual, std::nullopt, activation, parameter, want_mask};
   return train(backend, x, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
                eps, &epilogue);
 }
@@ -322,15 +356,18 @@ ForwardResults batch_norm_eval(const Backend& backend, const at::Tensor& x,
                                const OptionalTensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& running_mean,
                                const OptionalTensor& running_var, double eps, bool save) {
-  return evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, nullptr);
+  auto [y, mean, invstd, mask] =
+      evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, nullptr);
+  return {y, mean, invstd};
 }
 
-ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
-                                   const OptionalTensor& residual, const OptionalTensor& weight,
-                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var, double eps, bool save,
-                                   std::string_view activation, double parameter) {
-  const EpilogueArguments epilogue{residual, activation, parameter};
+ActForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
+                                      const OptionalTensor& residual, const OptionalTensor& weight,
+                                      const OptionalTensor& bias,
+                                      const OptionalTensor& running_mean,
+                                      const OptionalTensor& running_var, double eps, bool save,
+                                      std::string_view activation, double parameter) {
+  const EpilogueArguments epilogue{residual, std::nullopt, activation, parameter, save};
   return evaluate(backend, x, weight, bias, running_mean, running_var, eps, save, &epilogue);
 }
 
@@ -340,14 +377,17 @@ at::Tensor batch_norm_act_apply(const Backend& backend, const at::Tensor& x,
                                 const at::Tensor& invstd, bool training,
                                 std::string_view activation, double parameter) {
   check_act_apply(x, weight, bias, mean, invstd);
-  at::Tensor weight_view, bias_view, mean_view, invstd_view, residual_like_x;
+  const EpilogueArguments epilogue{residual, std::nullopt, activation, parameter,
+                                   /*want_mask=*/false};
+  at::Tensor weight_view, bias_view, mean_view, invstd_view;
+  EpilogueTensors tensors;
   EvalForward op;
   op.problem = problem_of(x);
-  op.epilogue = epilogue_of(x, op.problem, {residual, activation, parameter}, residual_like_x);
+  op.epilogue = epilogue_of(x, op.problem, &epilogue, tensors);
   const at::Tensor y = empty_result(x);
   if (x.numel() == 0) return y;
 
-  op.x = input(x);
+  op.x = input(tensors.x);
   op.y = output(y);
   op.weight = input_vector(weight, weight_view);
   op.bias = input_vector(bias, bias_view);
@@ -375,13 +415,13 @@ Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, cons
 
 AllGradients batch_norm_act_backward(const Backend& backend, const at::Tensor& dy,
                                      const at::Tensor& x, const OptionalTensor& residual,
-                                     const OptionalTensor& weight, const OptionalTensor& bias,
-                                     const at::Tensor& mean, const at::Tensor& invstd,
-                                     bool training, std::string_view activation, double parameter,
-                                     bool want_dx, bool want_dresidual, bool want_dweight,
-                                     bool want_dbias) {
+                                     const OptionalTensor& mask, const OptionalTensor& weight,
+                                     const OptionalTensor& bias, const at::Tensor& mean,
+                                     const at::Tensor& invstd, bool training,
+                                     std::string_view activation, double parameter, bool want_dx,
+                                     bool want_dresidual, bool want_dweight, bool want_dbias) {
   check_act_backward(dy, x, weight, bias, mean, invstd);
-  const EpilogueArguments epilogue{residual, activation, parameter};
+  const EpilogueArguments epilogue{residual, mask, activation, parameter, /*want_mask=*/false};
   Differentiation wanted;
   wanted.training = training;
   wanted.want_dx = want_dx;

@@ -40,19 +40,19 @@ struct Backend {
   OPERATOR(batch_norm_act_training,                                                                \
            "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "                           \
            "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, "  \
-           "float? momentum, float eps, str activation, float parameter)"                          \
-           " -> (Tensor y, Tensor mean, Tensor invstd)")                                           \
+           "float? momentum, float eps, str activation, float parameter, bool want_mask)"          \
+           " -> (Tensor y, Tensor mean, Tensor invstd, Tensor mask)")                              \
   OPERATOR(batch_norm_act_eval,                                                                    \
            "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? running_mean, "     \
            "Tensor? running_var, float eps, bool save, str activation, float parameter)"           \
-           " -> (Tensor y, Tensor mean, Tensor invstd)")                                           \
+           " -> (Tensor y, Tensor mean, Tensor invstd, Tensor mask)")                              \
   OPERATOR(batch_norm_act_apply,                                                                   \
            "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "              \
            "Tensor invstd, bool training, str activation, float parameter) -> Tensor y")           \
   OPERATOR(batch_norm_act_backward,                                                                \
-           "(Tensor dy, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, "   \
-           "Tensor invstd, bool training, str activation, float parameter, bool want_dx, "         \
-           "bool want_dresidual, bool want_dweight, bool want_dbias) -> "                          \
+           "(Tensor dy, Tensor x, Tensor? residual, Tensor? mask, Tensor? weight, Tensor? bias, "  \
+           "Tensor mean, Tensor invstd, bool training, str activation, float parameter, "          \
+           "bool want_dx, bool want_dresidual, bool want_dweight, bool want_dbias) -> "            \
            "(Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)")                          \
   OPERATOR(batch_norm_stats, "(Tensor x, bool additive) -> Tensor row")                            \
   OPERATOR(batch_norm_combine_apply,                                                               \
@@ -69,6 +69,8 @@ struct Backend {
 
 // y, mean and invstd.
 using ForwardResults = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+// y, mean, invstd and a mask.
+using ActForwardResults = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 // dx, dweight (in weight's dtype) and dbias (in the dtype of sums: bias is not at hand), of no
 // elements where not wanted.
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -97,17 +99,23 @@ Gradients batch_norm_backward(const Backend& backend, const at::Tensor& dy, cons
 // The same with an epilogue: y = activation(batch_norm(x) + residual). The residual, if any, is
 // like x; `parameter` is that of an activation that has one, else 0. The saved statistics are
 // float64, from which backward computes the same pre-activation again.
-ForwardResults batch_norm_act_training(
+//
+// Where there is a residual and the derivative takes one of two values, which of them it takes is
+// the mask, uint8 of mask_bytes() elements (core/mask.h): backward takes it instead of the residual
+// and needs no bias. It is of no elements where it is not wanted, and where x cannot have one.
+ActForwardResults batch_norm_act_training(
     const Backend& backend, const at::Tensor& x, const OptionalTensor& residual,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum, double eps, std::string_view activation, double parameter);
+    std::optional<double> momentum, double eps, std::string_view activation, double parameter,
+    bool want_mask);
 
-ForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
-                                   const OptionalTensor& residual, const OptionalTensor& weight,
-                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var, double eps, bool save,
-                                   std::string_view activation, double parameter);
+ActForwardResults batch_norm_act_eval(const Backend& backend, const at::Tensor& x,
+                                      const OptionalTensor& residual, const OptionalTensor& weight,
+                                      const OptionalTensor& bias,
+                                      const OptionalTensor& running_mean,
+                                      const OptionalTensor& running_var, double eps, bool save,
+                                      std::string_view activation, double parameter);
 
 // The y of either forward again, bitwise, from what it was given and the statistics that it
 // returned.
@@ -120,9 +128,10 @@ at::Tensor batch_norm_act_apply(const Backend& backend, const at::Tensor& x,
 // dx, dresidual, dweight and dbias.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_act_backward(
     const Backend& backend, const at::Tensor& dy, const at::Tensor& x,
-    const OptionalTensor& residual, const OptionalTensor& weight, const OptionalTensor& bias,
-    const at::Tensor& mean, const at::Tensor& invstd, bool training, std::string_view activation,
-    double parameter, bool want_dx, bool want_dresidual, bool want_dweight, bool want_dbias);
+    const OptionalTensor& residual, const OptionalTensor& mask, const OptionalTensor& weight,
+    const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& invstd, bool training,
+    std::string_view activation, double parameter, bool want_dx, bool want_dresidual,
+    bool want_dweight, bool want_dbias);
 
 // The steps apart, for statistics that several processes share: each reduces its own batch to a row
 // of float64, all get all rows (or, if they are `additive`, their sum), and go on. See struct

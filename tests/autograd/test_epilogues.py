@@ -150,9 +150,11 @@ def test_residuals_that_are_not_like_x_are_added_as_stock_adds_them(
     torch.testing.assert_close(*results, **AGAINST_STOCK)
 
 
-@pytest.mark.parametrize("name", ["relu", "silu"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "identity", "silu"])
 @with_and_without_residual
-def test_saves_no_activation_but_x_and_the_residual(name: str, added: bool, device: str) -> None:
+def test_saves_no_activation_but_x_and_a_residual_that_it_needs(
+    name: str, added: bool, device: str
+) -> None:
     """Stock keeps the result of batch norm, or the function's, besides."""
     x = torch.randn(2, 3, 4, 4, device=device).requires_grad_()
     residual = torch.randn_like(x).requires_grad_() if added else None
@@ -165,7 +167,37 @@ def test_saves_no_activation_but_x_and_the_residual(name: str, added: bool, devi
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         ours(name, True, x, residual)
-    assert saved == [t.data_ptr() for t in (x, residual) if t is not None]
+    needed = (x, residual if name == "silu" else None)
+    assert saved == [t.data_ptr() for t in needed if t is not None]
+
+
+@training_and_eval
+@pytest.mark.parametrize("name", ["relu", "relu6", "leaky_relu", "identity"])
+def test_residual_and_bias_may_change_before_backward(
+    name: str, training: bool, device: str
+) -> None:
+    """As stock's may, where the derivative needs no more than a bit of each element."""
+    results = []
+    for function in (ours, stocks):
+        generator = torch.Generator().manual_seed(5)
+        x, residual = torch.randn(2, 4, 4, 4, 8, generator=generator).to(device)
+        mean, var, weight, bias = torch.rand(4, 4, generator=generator).to(device).unbind()
+        leaves = [t.clone().requires_grad_() for t in (x, residual, weight, bias)]
+        x, residual, weight, bias = leaves
+        added = residual.clone()
+        y = function(name, training, x, added, mean, var, weight, bias)
+        with torch.no_grad():
+            added.zero_()
+            bias.add_(5)
+        results.append(
+            [
+                y,
+                *torch.autograd.grad(
+                    y, leaves, torch.linspace(-1, 1, y.numel(), device=device).reshape(y.shape)
+                ),
+            ]
+        )
+    torch.testing.assert_close(*results, **AGAINST_STOCK)
 
 
 @training_and_eval

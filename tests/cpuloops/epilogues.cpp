@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../csrc/core/activation_functions.h"
+#include "../../csrc/core/mask.h"
 #include "buffer.h"
 #include "cases.h"
 #include "check.h"
@@ -214,6 +215,60 @@ void test_grad_sums(Check& check, bool columns) {
   });
 }
 
+// Masks of blocks whose rows begin and end with a byte: forward's bits are the slopes, if it is not
+// open which, and change nothing else; what backward makes of bits is exact.
+template <typename scalar_t>
+void test_masks(Check& check, bool columns) {
+  constexpr int kEach = kMaskedBytes / sizeof(scalar_t);
+  const auto& loops = loops_for<scalar_t>();
+  for (const Block2d& block : {Block2d{1, 0, 16}, {1, 0, 136}, {3, 48, 32}, {9, 80, 72}}) {
+    for (const ActivationFunction function : functions()) {
+      if (!has_two_slopes(function)) continue;
+      EpilogueCase<scalar_t> one(block, columns, function, true, 4);
+      check.on(Type<scalar_t>::kName, block,
+               "function " + std::to_string(static_cast<int>(function)));
+      EpilogueLoop without = one.epilogue(), forward = without, backward = without;
+      std::vector<uint8_t> mask(extent(block) / kEach, 0xff);
+      forward.mask_out = mask.data();
+      backward.mask = mask.data();
+      backward.residual = nullptr;
+      Buffer<scalar_t> y(extent(block)), plain(extent(block)), dz(extent(block));
+      if (columns) {
+        loops.activate_columns(one.x.data(), y.data(), block, one.affine(), forward, false);
+        loops.activate_columns(one.x.data(), plain.data(), block, one.affine(), without, false);
+      } else {
+        loops.activate(one.x.data(), y.data(), block, one.affine(), 0, forward, false);
+        loops.activate(one.x.data(), plain.data(), block, one.affine(), 0, without, false);
+      }
+      const int64_t channels = one.mean.size();
+      std::vector<double> sums(channels), products(channels), sum(channels), error(channels);
+      (columns ? loops.activated_column_grad_sums : loops.activated_grad_sums)(
+          one.dy.data(), one.x.data(), dz.data(), block, one.affine(), backward, sums.data(),
+          products.data());
+      const double other = other_slope(function, one.kParameter);
+      for_each_element(block, [&](int64_t i, int64_t column) {
+        check.is_near(y[i], plain[i], 0, "y", i);
+        const int bit = mask[i / kEach] >> i % kEach & 1;
+        const double z = one.z(i, column), unsure = one.uncertainty(i, column);
+        if (one.slope_at(z - unsure) == one.slope_at(z + unsure)) {
+          check.is_near(bit, one.slope_at(z) == 1, 0, "bit", i);
+        }
+        const double value = bit ? one.dy[i] : other * one.dy[i];
+        check.is_near(dz[i], value, bit ? 0 : rounding<scalar_t>(value), "dz", i);
+        sum[one.channel(column)] += value;
+        error[one.channel(column)] += 16 * kAccRoundoff<scalar_t> * std::fabs(one.dy[i]);
+      });
+      for (int64_t c = 0; c < channels; ++c) check.is_near(sums[c], sum[c], error[c], "sum", c);
+      for (int64_t row = 0; row + 1 < block.rows; ++row) {
+        const int64_t begin = row * block.row_stride + block.columns;
+        for (int64_t i = begin; i < (row + 1) * block.row_stride; i += kEach) {
+          check.is_near(mask[i / kEach], 0xff, 0, "byte between rows", i);
+        }
+      }
+    }
+  }
+}
+
 template <typename scalar_t>
 void test_activation_grad(Check& check) {
   for_each_case<scalar_t>(check, true, [&](EpilogueCase<scalar_t>& one) {
@@ -296,6 +351,8 @@ bool epilogues_pass() {
              [](Check& c, auto t) { test_grad_sums<decltype(t)>(c, false); }),
       passes("activated_column_grad_sums",
              [](Check& c, auto t) { test_grad_sums<decltype(t)>(c, true); }),
+      passes("masks", [](Check& c, auto t) { test_masks<decltype(t)>(c, false); }),
+      passes("masks_of_columns", [](Check& c, auto t) { test_masks<decltype(t)>(c, true); }),
       passes("activation_grad_columns",
              [](Check& c, auto t) { test_activation_grad<decltype(t)>(c); }),
       passes("relu_grad_input",

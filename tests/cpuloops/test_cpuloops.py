@@ -39,6 +39,8 @@ FUNCTIONS = [
     "activate_columns",
     "activated_grad_sums",
     "activated_column_grad_sums",
+    "masks",
+    "masks_of_columns",
     "activation_grad_columns",
     "relu_grad_input",
     "relu_grad_input_columns",

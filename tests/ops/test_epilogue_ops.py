@@ -52,10 +52,10 @@ def test_backward_computes_what_is_wanted(
     vectors = (tensors.weight, tensors.bias, tensors.running_mean, tensors.running_var)
     if training:
         saved = batch_norm_act_training(
-            tensors.x, residual, *vectors, None, MOMENTUM, EPS, *activation
-        )[1:]
+            tensors.x, residual, *vectors, None, MOMENTUM, EPS, *activation, False
+        )[1:3]
     else:
-        saved = batch_norm_act_eval(tensors.x, residual, *vectors, EPS, True, *activation)[1:]
+        saved = batch_norm_act_eval(tensors.x, residual, *vectors, EPS, True, *activation)[1:3]
     assert [statistic.dtype for statistic in saved] == [torch.float64] * 2
     exact = with_epilogue(tensors, residual, activation, statistics, training)
     for wanted in WANTED:
@@ -63,6 +63,7 @@ def test_backward_computes_what_is_wanted(
             exact.dy,
             tensors.x,
             residual,
+            None,
             tensors.weight,
             tensors.bias,
             *saved,
@@ -92,11 +93,12 @@ def assert_applied(case: Case, function: str, added: bool, training: bool, devic
     parameters = (tensors.weight, tensors.bias)
     vectors = (*parameters, tensors.running_mean, tensors.running_var)
     if training:
-        y, mean, invstd = batch_norm_act_training(
-            tensors.x, residual, *vectors, None, MOMENTUM, EPS, *activation
+        results = batch_norm_act_training(
+            tensors.x, residual, *vectors, None, MOMENTUM, EPS, *activation, False
         )
     else:
-        y, mean, invstd = batch_norm_act_eval(tensors.x, residual, *vectors, EPS, True, *activation)
+        results = batch_norm_act_eval(tensors.x, residual, *vectors, EPS, True, *activation)
+    y, mean, invstd, _ = results
     again = batch_norm_act_apply(
         tensors.x, residual, *parameters, mean, invstd, training, *activation
     )
@@ -162,7 +164,7 @@ def test_apply_of_given_statistics_keeps_signs_and_infinities(weight: float, dev
         torch.full((3,), value, device=device) for value in (weight, -0.0, 2.0, 0.0)
     )
     for eps in (0.0, 1.0):
-        y, mean, invstd = batch_norm_act_eval(
+        y, mean, invstd, _ = batch_norm_act_eval(
             x, None, weights, biases, means, variances, eps, True, "identity", 0.0
         )
         again = batch_norm_act_apply(x, None, weights, biases, mean, invstd, False, "identity", 0.0)
@@ -175,6 +177,8 @@ SAMPLES = [
         for layout in ("contiguous", "channels_last", "stepped")
     ),
     Case("matrix", SHAPES["matrix"], "contiguous", torch.float64),
+    Case("masked", (2, 8, 4, 4), "contiguous", torch.bfloat16),
+    Case("masked", (2, 8, 3, 3), "channels_last", torch.float32),
     Case("volume", SHAPES["volume"], "channels_last", torch.bfloat16),
     Case("empty", (0, 3, 4, 4), "contiguous", torch.float32),
 ]
@@ -191,18 +195,24 @@ def test_opcheck(case: Case, device: str) -> None:
         for name in ("training", "eval", "apply", "backward")
     )
     parameters = (tensors.weight, tensors.bias)
-    for residual, activation in ((tensors.dy, ("silu", 0.0)), (None, ("leaky_relu", 0.1))):
+    leaky = ("leaky_relu", 0.1)
+    for residual, activation in ((tensors.dy, ("silu", 0.0)), (tensors.dy, leaky), (None, leaky)):
         given = (tensors.x, residual)
-        torch.library.opcheck(train, (*given, *vectors, counter, MOMENTUM, EPS, *activation))
-        torch.library.opcheck(train, (*given, *[None] * 5, None, EPS, *activation))
+        behind = (*activation, True)
+        torch.library.opcheck(train, (*given, *vectors, counter, MOMENTUM, EPS, *behind))
+        torch.library.opcheck(train, (*given, *[None] * 5, None, EPS, *behind))
         for save in (True, False):
             torch.library.opcheck(evaluate, (*given, *vectors, EPS, save, *activation))
         for training in (True, False):
             torch.library.opcheck(apply, (*given, *parameters, *saved, training, *activation))
         for training, wanted in ((True, (True, True, True, True)), (False, (True, False) * 2)):
-            torch.library.opcheck(
-                backward, (tensors.dy, *given, *parameters, *saved, training, *activation, *wanted)
-            )
+            rest = (*saved, training, *activation, *wanted)
+            torch.library.opcheck(backward, (tensors.dy, *given, None, *parameters, *rest))
+            mask = evaluate(*given, *vectors, EPS, True, *activation)[3]
+            if mask.numel() > 0:
+                torch.library.opcheck(
+                    backward, (tensors.dy, tensors.x, None, mask, None, None, *rest)
+                )
 
 
 X = torch.zeros(2, 3, 4, 4)
@@ -225,7 +235,7 @@ def test_residuals_that_are_not_like_x_are_refused(
 ) -> None:
     rest = (None, None, None, None, None, MOMENTUM, EPS)
     with pytest.raises(error, match=r"residual|meta") as caught:
-        torch.ops.fastbn.batch_norm_act_training.default(X, residual(), *rest, "relu", 0.0)
+        torch.ops.fastbn.batch_norm_act_training.default(X, residual(), *rest, "relu", 0.0, False)
     assert str(caught.value).startswith(message)
 
 
@@ -244,5 +254,5 @@ def test_unknown_functions_are_refused() -> None:
     for x in (X, X.to("meta")):
         with pytest.raises(ValueError, match=r"^no activation function is called 'swoosh'$"):
             batch_norm_act_training(
-                x, None, None, None, None, None, None, MOMENTUM, EPS, "swoosh", 0.0
+                x, None, None, None, None, None, None, MOMENTUM, EPS, "swoosh", 0.0, False
             )

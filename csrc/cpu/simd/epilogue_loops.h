@@ -38,7 +38,7 @@ inline Vector<acc_t> held(DType dtype, Vector<acc_t> value) {
 // The activation functions of epilogues, of vectors and of pairs: value(z), and gradient(dy, z), dy
 // times the derivative. That is the derivative at z as an activation holds it: where that is zero,
 // so is what a ReLU that follows batch norm gets. Where a function is flat no dy gets through, not
-// even an infinite one.
+// even an infinite one. Where the derivative takes two values, has_slope_one(z) is the mask.
 template <typename acc_t>
 class ReluFunction {
  public:
@@ -50,8 +50,14 @@ class ReluFunction {
   inline __attribute__((always_inline)) V gradient(V dy, V z) const {
     return z <= vanishing_ ? V{} : dy;
   }
+  inline __attribute__((always_inline)) LaneMask<acc_t> has_slope_one(V z) const {
+    return (z <= vanishing_) == 0;
+  }
   inline __attribute__((always_inline)) Pair<acc_t> value(Pair<acc_t> z) const {
     return {value(z.first), value(z.second)};
+  }
+  inline __attribute__((always_inline)) PairMask<acc_t> has_slope_one(Pair<acc_t> z) const {
+    return {has_slope_one(z.first), has_slope_one(z.second)};
   }
   inline __attribute__((always_inline)) Pair<acc_t> gradient(Pair<acc_t> dy, Pair<acc_t> z) const {
     return {gradient(dy.first, z.first), gradient(dy.second, z.second)};
@@ -110,6 +116,12 @@ class AnyFunction {
     set_derivatives<acc_t>(function_, dtype_, slopes, parameter_);
     return {times(dy.first, slopes[0]), times(dy.second, slopes[1])};
   }
+  LaneMask<acc_t> has_slope_one(V z) const {
+    return fastbn::has_slope_one(function_, held<acc_t>(dtype_, z), V{}, splat<acc_t>(6));
+  }
+  PairMask<acc_t> has_slope_one(Pair<acc_t> z) const {
+    return {has_slope_one(z.first), has_slope_one(z.second)};
+  }
 
  private:
   static V times(V dy, V slope) {
@@ -120,6 +132,28 @@ class AnyFunction {
   const ActivationFunction function_;
   const DType dtype_;
   const V parameter_;
+};
+
+// dy times the derivative that a mask tells.
+template <typename acc_t>
+class MaskedGradient {
+ public:
+  using V = Vector<acc_t>;
+
+  explicit MaskedGradient(const EpilogueLoop& epilogue)
+      : slope_(splat(static_cast<acc_t>(other_slope(epilogue.function, epilogue.parameter)))) {}
+
+  V operator()(V dy, LaneMask<acc_t> has_slope_one) const {
+    const V product = dy * slope_;
+    const V otherwise = slope_ == V{} ? V{} : product;
+    return has_slope_one ? dy : otherwise;
+  }
+  Pair<acc_t> operator()(Pair<acc_t> dy, PairMask<acc_t> has_slope_one) const {
+    return {(*this)(dy.first, has_slope_one.first), (*this)(dy.second, has_slope_one.second)};
+  }
+
+ private:
+  const V slope_;
 };
 
 // Calls body(function) with the class of the epilogue's function.
@@ -208,6 +242,15 @@ inline __attribute__((always_inline)) void activate_rows(const void* x, void* y,
     for (int64_t row = 0; row < block.rows; ++row) {
       const int64_t first = row * block.row_stride;
       const PreActivation<scalar_t, Coefficient> z(x, epilogue, affine, first, row * step);
+      if (epilogue.mask_out != nullptr) {
+        uint8_t* mask = epilogue.mask_out + first / kMasked<scalar_t>;
+        map<LaneOrder::kMemory>(as<scalar_t>(y) + first, block.columns, stream, [&](auto at) {
+          const auto value = z(at);
+          at.template put_mask<scalar_t>(mask, function.has_slope_one(value));
+          return function.value(value);
+        });
+        continue;
+      }
       map<kOrderOf<Coefficient>>(as<scalar_t>(y) + first, block.columns, stream,
                                  [&](auto at) { return function.value(z(at)); });
     }
@@ -284,17 +327,29 @@ void activated_grad_sums(const void* dy_data, const void* x, void* dz_data, Bloc
   scalar_t* dz = as<scalar_t>(dz_data);
   const PreActivation<scalar_t, OfRow> z(x, epilogue, affine, 0, 0);
   Sum<acc_type<scalar_t>> sums, products;
-  with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+  const auto sum_up = [&](const auto& gradient_at) {
     for_each_vector<kLanes<acc_type<scalar_t>>>(block, [&](int accumulator, auto at) {
       z.prefetch_next(at, accumulator);
       prefetch(dy + at.i + kPrefetchBytes / sizeof(scalar_t), accumulator);
       const auto centered = z.centered(at);
-      const auto gradient = function.gradient(at.whole(dy), z.of(at, centered));
+      const auto gradient = gradient_at(at, at.whole(dy), centered);
       if (dz != nullptr) at.put(dz, gradient);
       sums.add(accumulator, at.kept(gradient));
       products.add(accumulator, at.kept(gradient * centered));
     });
-  });
+  };
+  if (epilogue.mask != nullptr) {
+    const MaskedGradient<acc_type<scalar_t>> masked(epilogue);
+    sum_up([&](const auto& at, const auto& dy, const auto&) {
+      return masked(dy, at.template mask<scalar_t>(epilogue.mask));
+    });
+  } else {
+    with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+      sum_up([&](const auto& at, const auto& dy, const auto& centered) {
+        return function.gradient(dy, z.of(at, centered));
+      });
+    });
+  }
   *sum_dz = sums.total();
   *sum_dz_xmu = products.total();
 }
@@ -315,7 +370,8 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
   const acc_t* shift = as<acc_t>(affine.shift);
 
   acc_t block_sums[kMaxBlockColumns], block_products[kMaxBlockColumns];
-  with_loop_function<acc_type<scalar_t>>(epilogue, [&](const auto& function) {
+  // gradient_at(dy, i, z), of which z() is computed where it is needed.
+  const auto sum_up = [&](const auto& gradient_at) {
     for_each_visit<kWidth>(block, [&](int64_t j, auto vectors, int64_t begin, int64_t end) {
       constexpr int kVectors = decltype(vectors)::value;
       V means[kVectors], scales[kVectors], shifts[kVectors];
@@ -335,9 +391,10 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
           prefetch(dy + i + kVisitRows * block.row_stride, v);
           prefetch(x + i + kVisitRows * block.row_stride, v);
           const V centered = load(x + i) - means[v];
-          V z = centered * scales[v] + shifts[v];
-          if (residual != nullptr) z += load(residual + i);
-          const V gradient = function.gradient(load(dy + i), z);
+          const V gradient = gradient_at(load(dy + i), i, [&] {
+            const V z = centered * scales[v] + shifts[v];
+            return residual == nullptr ? z : z + load(residual + i);
+          });
           if (dz != nullptr) store<false>(dz + i, gradient);
           sums[v] += gradient;
           products[v] += gradient * centered;
@@ -348,7 +405,17 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
         store<false>(block_products + j + v * kWidth, products[v]);
       }
     });
-  });
+  };
+  if (epilogue.mask != nullptr) {
+    const MaskedGradient<acc_t> masked(epilogue);
+    sum_up([&](V dy, int64_t i, const auto&) {
+      return masked(dy, lanes_of<acc_t>(load_mask<scalar_t>(epilogue.mask, i)));
+    });
+  } else {
+    with_loop_function<acc_t>(epilogue, [&](const auto& function) {
+      sum_up([&](V dy, int64_t, const auto& z) { return function.gradient(dy, z()); });
+    });
+  }
   for (int64_t j = 0; j < block.columns; ++j) {
     sum_dz[j] += static_cast<double>(block_sums[j]);
     sum_dz_xmu[j] += static_cast<double>(block_products[j]);

@@ -12,6 +12,7 @@
 
 #include "../../core/activation_table.h"
 #include "../../core/dtype.h"
+#include "../../core/mask.h"
 
 namespace fastbn::cpu {
 
@@ -51,13 +52,16 @@ struct ActivatedGradColumns {
   const void *slope, *offset;
 };
 
-// struct Epilogue of problem.h; the residual, if any, begins with the block and lies like x.
-// `dtype` is that of the problem's activations, which the block may be a wider copy of.
+// struct Epilogue of problem.h; the residual, if any, begins with the block and lies like x, and so
+// do masks: the block and each of its rows begin with a byte, and rows end with one. `dtype` is
+// that of the problem's activations, which the block may be a wider copy of unless it has a mask.
 struct EpilogueLoop {
   ActivationFunction function;
   double parameter;
   DType dtype;
-  const void* residual;
+  const void* residual = nullptr;
+  uint8_t* mask_out = nullptr;
+  const uint8_t* mask = nullptr;
 };
 
 struct Loops {
@@ -86,14 +90,15 @@ struct Loops {
   void (*grad_input_columns)(const void* dy, const void* x, void* dx, Block2d block,
                              GradAffineColumns affine, bool stream);
 
-  // The same with an epilogue: y of x.
+  // The same with an epilogue: y of x, and the mask where there is one to write.
   void (*activate)(const void* x, void* y, Block2d block, AffineColumns affine, int64_t step,
                    const EpilogueLoop& epilogue, bool stream);
   void (*activate_columns)(const void* x, void* y, Block2d block, AffineColumns affine,
                            const EpilogueLoop& epilogue, bool stream);
   // What grad_sums and grad_input compute, from the gradient dz of the pre-activation in the place
-  // of dy. It is also left in `dz` unless that is null; grad_input then takes it from there. With
-  // statistics that are given and not taken in `training`, dx is dz * scale.
+  // of dy, by the mask where there is one. It is also left in `dz` unless that is null; grad_input
+  // then takes it from there. With statistics that are given and not taken in `training`, dx is dz
+  // * scale.
   void (*activated_grad_sums)(const void* dy, const void* x, void* dz, Block2d block,
                               AffineColumns affine, const EpilogueLoop& epilogue, double* sum_dz,
                               double* sum_dz_xmu);

@@ -197,6 +197,93 @@ inline Vector<acc_t> keep_last(int64_t count, Vector<acc_t> value, Vector<acc_t>
   return lane >= static_cast<typename BitsOf<acc_t>::type>(kLanes<acc_t> - count) ? value : fill;
 }
 
+// What a comparison of vectors says of each lane: all bits set, or none.
+template <typename acc_t>
+using LaneMask = Vector<typename BitsOf<acc_t>::type>;
+
+// The lanes as bits, the first the lowest.
+template <typename acc_t>
+inline uint32_t bits_of(LaneMask<acc_t> lanes) {
+#if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 64
+  if constexpr (sizeof(acc_t) == 4) return _mm512_movepi32_mask(bit_cast<__m512i>(lanes));
+#elif defined(__x86_64__) && FASTBN_VECTOR_BYTES == 32
+  if constexpr (sizeof(acc_t) == 4) return _mm256_movemask_ps(bit_cast<__m256>(lanes));
+#elif defined(__x86_64__) && FASTBN_VECTOR_BYTES == 16
+  if constexpr (sizeof(acc_t) == 4) return _mm_movemask_ps(bit_cast<__m128>(lanes));
+#endif
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<acc_t>; ++i) bits |= (lanes[i] & 1u) << i;
+  return bits;
+}
+
+// The lanes of bits that are `step` apart, from `first` on.
+template <typename acc_t>
+inline LaneMask<acc_t> lanes_of(uint32_t bits, int step = 1, int first = 0) {
+#if defined(__x86_64__) && FASTBN_VECTOR_BYTES == 64
+  if constexpr (sizeof(acc_t) == 4) {
+    if (step == 1) return bit_cast<LaneMask<acc_t>>(_mm512_movm_epi32(bits >> first));
+  }
+#endif
+  using Unsigned = std::make_unsigned_t<typename BitsOf<acc_t>::type>;
+  Vector<Unsigned> own;
+  for (int i = 0; i < kLanes<acc_t>; ++i) own[i] = Unsigned{1} << (step * i + first);
+  return ((bits - Vector<Unsigned>{}) & own) != 0;
+}
+
+// Elements that a byte of a mask is for.
+template <typename scalar_t>
+constexpr int kMasked = kMaskedBytes / static_cast<int>(sizeof(scalar_t));
+
+// Adjacent bits of elements to bytes of a mask, up to four, and back.
+template <typename scalar_t>
+inline uint32_t to_mask(uint32_t bits) {
+  if constexpr (kMasked<scalar_t> == 4) {
+    bits = (bits | bits << 8) & 0x00ff00ffu;
+    bits = (bits | bits << 4) & 0x0f0f0f0fu;
+  } else if constexpr (kMasked<scalar_t> == 2) {
+    bits = (bits | bits << 12) & 0x000f000fu;
+    bits = (bits | bits << 6) & 0x03030303u;
+  }
+  return bits;
+}
+template <typename scalar_t>
+inline uint32_t from_mask(uint32_t bytes) {
+  if constexpr (kMasked<scalar_t> == 4) {
+    bytes = (bytes | bytes >> 4) & 0x00ff00ffu;
+    bytes = (bytes | bytes >> 8) & 0x0000ffffu;
+  } else if constexpr (kMasked<scalar_t> == 2) {
+    bytes = (bytes | bytes >> 6) & 0x000f000fu;
+    bytes = (bytes | bytes >> 12) & 0x000000ffu;
+  }
+  return bytes;
+}
+
+// The bits of the vector of elements from the i-th on, below others: these begin with a byte, or a
+// vector is less than that.
+template <typename scalar_t>
+inline uint32_t load_mask(const uint8_t* mask, int64_t i) {
+  constexpr int kEach = kMasked<scalar_t>, kWidth = kLanes<acc_type<scalar_t>>;
+  if constexpr (kWidth <= kEach) return mask[i / kEach] >> i % kEach;
+  uint32_t bytes = 0;
+  __builtin_memcpy(&bytes, mask + i / kEach, kWidth / kEach);
+  return from_mask<scalar_t>(bytes);
+}
+
+// Stores those of the `kCount` elements from the i-th on, which lie likewise.
+template <typename scalar_t, int kCount = kLanes<acc_type<scalar_t>>>
+inline void store_mask(uint8_t* mask, int64_t i, uint32_t bits) {
+  constexpr int kEach = kMasked<scalar_t>;
+  if constexpr (kCount >= kEach) {
+    const uint32_t bytes = to_mask<scalar_t>(bits);
+    __builtin_memcpy(mask + i / kEach, &bytes, kCount / kEach);
+  } else {
+    constexpr uint32_t kAll = (1u << kEach) - 1;
+    const int place = i % kEach;
+    const uint32_t own = ((1u << kCount) - 1) << place;
+    mask[i / kEach] = (mask[i / kEach] & kAll & ~own) | (bits << place & own);
+  }
+}
+
 // Sum of the lanes, in order.
 template <typename acc_t>
 inline double total(Vector<acc_t> value) {
@@ -219,6 +306,12 @@ struct Pair {
   friend Pair operator*(Pair a, V b) { return {a.first * b, a.second * b}; }
 };
 
+// What a comparison of pairs says.
+template <typename acc_t>
+struct PairMask {
+  LaneMask<acc_t> first, second;
+};
+
 // The lanes of a pair either follow one another in memory, or are in whatever order takes the
 // fewest instructions: elements that all meet the same coefficients, or end in the same sum, do not
 // care.
@@ -232,6 +325,22 @@ inline Pair<acc_type<scalar_t>> load_pair(const scalar_t* from) {
     return {bit_cast<Vector<float>>(words << 16), bit_cast<Vector<float>>(words & 0xffff0000u)};
   } else {
     return {load(from), load(from + kLanes<acc_type<scalar_t>>)};
+  }
+}
+
+// The bits of a pair of vectors of elements from the i-th on, as load_pair() has these.
+template <LaneOrder kOrder, typename scalar_t>
+inline PairMask<acc_type<scalar_t>> load_pair_mask(const uint8_t* mask, int64_t i) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr int kWidth = kLanes<acc_t>;
+  if constexpr (kOrder == LaneOrder::kAny && std::is_same_v<scalar_t, BFloat16>) {
+    constexpr uint32_t kAll = (uint64_t{1} << kWidth) - 1;
+    const uint32_t bits =
+        (load_mask<scalar_t>(mask, i) & kAll) | load_mask<scalar_t>(mask, i + kWidth) << kWidth;
+    return {lanes_of<acc_t>(bits, 2, 0), lanes_of<acc_t>(bits, 2, 1)};
+  } else {
+    return {lanes_of<acc_t>(load_mask<scalar_t>(mask, i)),
+            lanes_of<acc_t>(load_mask<scalar_t>(mask, i + kWidth))};
   }
 }
 

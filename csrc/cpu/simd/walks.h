@@ -48,7 +48,8 @@ constexpr int kPrefetchBytes = 1024;
 
 // Positions in a block or row, and how to load what is there: a pair of vectors, a vector, the last
 // lanes of one with `fill` in the others, or a single element in all lanes. whole() loads a vector
-// of which only some lanes may count, kept() fills the others with zeros, and put() stores all.
+// of which only some lanes may count, kept() fills the others with zeros, and put() stores all;
+// mask() and put_mask() do so with a mask.
 template <LaneOrder kOrder>
 struct PairAt {
   int64_t i;
@@ -72,9 +73,28 @@ struct PairAt {
   void put(scalar_t* data, Pair<acc_type<scalar_t>> value) const {
     store_pair<kOrder, false>(data + i, value);
   }
+  template <typename scalar_t>
+  PairMask<acc_type<scalar_t>> mask(const uint8_t* bits) const {
+    return load_pair_mask<kOrder, scalar_t>(bits, i);
+  }
+  template <typename scalar_t>
+  void put_mask(uint8_t* bits, PairMask<acc_type<scalar_t>> lanes) const {
+    static_assert(kOrder == LaneOrder::kMemory);
+    using acc_t = acc_type<scalar_t>;
+    store_mask<scalar_t>(bits, i, bits_of<acc_t>(lanes.first));
+    store_mask<scalar_t>(bits, i + kLanes<acc_t>, bits_of<acc_t>(lanes.second));
+  }
 };
 struct VectorAt {
   int64_t i;
+  template <typename scalar_t>
+  LaneMask<acc_type<scalar_t>> mask(const uint8_t* bits) const {
+    return lanes_of<acc_type<scalar_t>>(load_mask<scalar_t>(bits, i));
+  }
+  template <typename scalar_t>
+  void put_mask(uint8_t* bits, LaneMask<acc_type<scalar_t>> lanes) const {
+    store_mask<scalar_t>(bits, i, bits_of<acc_type<scalar_t>>(lanes));
+  }
   template <typename scalar_t>
   Vector<acc_type<scalar_t>> operator()(const scalar_t* data) const {
     return load(data + i);
@@ -99,6 +119,10 @@ struct VectorAt {
 struct TailAt {
   int64_t i;
   int64_t count;
+  template <typename scalar_t>
+  LaneMask<acc_type<scalar_t>> mask(const uint8_t* bits) const {
+    return lanes_of<acc_type<scalar_t>>(load_mask<scalar_t>(bits, i));
+  }
   template <typename scalar_t, typename Fill>
   Vector<acc_type<scalar_t>> operator()(const scalar_t* data, Fill fill) const {
     return keep_last<acc_type<scalar_t>>(count, load(data + i), fill);
@@ -118,6 +142,10 @@ struct TailAt {
 };
 struct ElementAt {
   int64_t i;
+  template <typename scalar_t>
+  void put_mask(uint8_t* bits, LaneMask<acc_type<scalar_t>> lanes) const {
+    store_mask<scalar_t, 1>(bits, i, lanes[0] & 1u);
+  }
   template <typename scalar_t>
   Vector<acc_type<scalar_t>> operator()(const scalar_t* data) const {
     return load_one(data + i);
