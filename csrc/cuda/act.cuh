@@ -28,13 +28,27 @@ struct KindTag {
   static constexpr EpilogueKind kKind = kKind_;
 };
 
-// Calls body(TypeTag<Mapping>(), KindTag<kKind>()) for what a plan with an epilogue is for.
+// Calls body(TypeTag<Mapping>(), KindTag<kKind>()) for what a plan with an epilogue is for, but for
+// masks.
 template <typename Body>
 void with_epilogue(DType dtype, const Plan& plan, const Body& body) {
   with_mapping(dtype, plan.geometry, [&](auto mapping) {
     if (plan.epilogue == EpilogueKind::kResidual)
       return body(mapping, KindTag<EpilogueKind::kResidual>());
     return body(mapping, KindTag<EpilogueKind::kActivation>());
+  });
+}
+
+// The same of backward. Masks are for whole vectors, as persistent kernels are.
+template <typename Body>
+void with_backward_epilogue(DType dtype, const Plan& plan, const Body& body) {
+  if (plan.epilogue != EpilogueKind::kMask) return with_epilogue(dtype, plan, body);
+  with_mapping(dtype, plan.geometry, [&](auto mapping) {
+    if constexpr (decltype(mapping)::Type::kPersistent) {
+      return body(mapping, KindTag<EpilogueKind::kMask>());
+    }
+    throw std::logic_error(std::string("fastbn: no kernels with masks over ") +
+                           name(plan.geometry.mapping));
   });
 }
 

@@ -7,7 +7,7 @@ namespace fastbn::cuda {
 
 void reduce_backward_act(const Launcher& launch, const Backward& op, const Plan& plan,
                          const Workspace& workspace) {
-  with_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
+  with_backward_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
     using Mapping = typename decltype(mapping)::Type;
     constexpr EpilogueKind kKind = decltype(kind)::kKind;
     launch("two_pass_backward_reduce", two_pass_backward_reduce<Mapping, kKind>, op, plan.geometry,
@@ -17,7 +17,7 @@ void reduce_backward_act(const Launcher& launch, const Backward& op, const Plan&
 
 void apply_backward_act(const Launcher& launch, const Backward& op, const Plan& plan,
                         const Workspace& workspace) {
-  with_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
+  with_backward_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
     using Mapping = typename decltype(mapping)::Type;
     constexpr EpilogueKind kKind = decltype(kind)::kKind;
     launch.then("two_pass_backward_apply", two_pass_backward_apply<Mapping, kKind>, op,
@@ -27,7 +27,7 @@ void apply_backward_act(const Launcher& launch, const Backward& op, const Plan& 
 
 void persistent_backward_act(const Launcher& launch, const Backward& op, const Plan& plan,
                              const Workspace& workspace) {
-  with_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
+  with_backward_epilogue(op.problem.dtype, plan, [&](auto mapping, auto kind) {
     using Mapping = typename decltype(mapping)::Type;
     constexpr EpilogueKind kKind = decltype(kind)::kKind;
     if constexpr (Mapping::kPersistent) {

@@ -165,17 +165,22 @@ constexpr int kSmemVectors = 2;
 
 // What follows batch norm, as far as kernels are compiled for it: nothing; an activation function,
 // whichever; or that of the sum with a residual. In backward kResidual means that the residual is
-// read, which only derivatives that depend on it need.
-enum class EpilogueKind : int8_t { kNone, kActivation, kResidual };
+// read, which only derivatives that depend on it need, and kMask that a mask tells derivatives.
+enum class EpilogueKind : int8_t { kNone, kActivation, kResidual, kMask };
+
+// Whether kernels compute the pre-activation, for which backward takes the shift of forward.
+FASTBN_HOST_DEVICE constexpr bool computes_z(EpilogueKind kind) {
+  return kind == EpilogueKind::kActivation || kind == EpilogueKind::kResidual;
+}
 
 // Vectors of each of several tensors, if a thread takes so many of all of them at once.
 FASTBN_HOST_DEVICE constexpr int vectors_of_each(int vectors, int tensors) {
   return vectors > tensors ? vectors / tensors : 1;
 }
 
-// A block's shared memory begins with kCoefficients of each of its channels and, in backward with
-// an epilogue, with one number more, the shift of forward; then comes scratch to merge what
-// threads, columns and splits have reduced.
+// A block's shared memory begins with kCoefficients of each of its channels and, where backward
+// computes the pre-activation, with one number more, the shift of forward; then comes scratch to
+// merge what threads, columns and splits have reduced.
 constexpr int kShiftPlace = kCoefficients;
 FASTBN_HOST_DEVICE constexpr int record_numbers(bool has_shift) {
   return kCoefficients + has_shift;

@@ -114,11 +114,13 @@ class Epilogue:
         activation: the function, as operators name it.
         parameter: of a function that has one, else 0.
         residual: like x; None for none.
+        mask: what forward returned, for backward to read instead of the residual.
     """
 
     activation: str = "identity"
     parameter: float = 0.0
     residual: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def _run(
@@ -149,6 +151,7 @@ def forward(
     num_batches_tracked: Tensor | None = None,
     *,
     epilogue: Epilogue | None = None,
+    want_mask: bool = False,
     training: bool = True,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
@@ -156,7 +159,7 @@ def forward(
     scale: Scale = WHOLE,
     algorithm: str = "auto",
     seed: int = 0,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Report]:
+) -> tuple[tuple[Tensor, ...], Report]:
     """Batch norm of CPU tensors as the GPU would compute it.
 
     Args:
@@ -167,6 +170,7 @@ def forward(
         running_var: see running_mean.
         num_batches_tracked: a single int64, counted up in training.
         epilogue: what follows; None for the operators without any.
+        want_mask: whether to return one, with an epilogue; eval writes it whenever it can.
         training: whether to normalize by the batch's statistics.
         momentum: weight of the batch in the running statistics; None for the average over all.
         eps: added to the variance.
@@ -176,7 +180,7 @@ def forward(
         seed: of the schedule.
 
     Returns:
-        (y, mean, invstd) and the report.
+        (y, mean, invstd) or, with a mask, (y, mean, invstd, mask), and the report.
     """
     vectors = (weight, bias, running_mean, running_var)
     name = "batch_norm"
@@ -186,11 +190,15 @@ def forward(
         name = "batch_norm_act"
         inputs = (x, epilogue.residual)
         behind = (epilogue.activation, epilogue.parameter)
+    given = (*inputs, *vectors)
     if training:
-        counted = (*inputs, *vectors, num_batches_tracked, momentum, eps, *behind)
-        return _run(f"{name}_training", counted, device, scale, algorithm, seed)
-    given = (*inputs, *vectors, eps, True, *behind)
-    return _run(f"{name}_eval", given, device, scale, algorithm, seed)
+        wanted = () if epilogue is None else (want_mask,)
+        arguments = (*given, num_batches_tracked, momentum, eps, *behind, *wanted)
+    else:
+        arguments = (*given, eps, True, *behind)
+    operator = f"{name}_{'training' if training else 'eval'}"
+    results, report = _run(operator, arguments, device, scale, algorithm, seed)
+    return results[: 3 + want_mask], report
 
 
 def backward(
@@ -284,7 +292,7 @@ def act_backward(
     Returns:
         (dx, dresidual, dweight, dbias), of no elements where not wanted, and the report.
     """
-    tensors = (dy, x, epilogue.residual, weight, bias, mean, invstd)
+    tensors = (dy, x, epilogue.residual, epilogue.mask, weight, bias, mean, invstd)
     arguments = (*tensors, training, epilogue.activation, epilogue.parameter, *want)
     return _run("batch_norm_act_backward", arguments, device, scale, algorithm, seed)
 

@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--residual", action="store_true", help="a tensor is added before the activation"
     )
+    parser.add_argument(
+        "--mask", action="store_true", help="forward writes a mask and backward reads it"
+    )
     parser.add_argument("--device", default="h200", help="a GPU that the planner knows")
     parser.add_argument(
         "--multiprocessors", type=int, default=0, help="of the device, if not all that it has"
@@ -79,11 +82,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             activation = options.activation or "identity"
             epilogue = verify.epilogue_for(tensors.x, activation, options.residual)
         if options.op != "backward":
-            verdict = verify.verify_forward(tensors, epilogue=epilogue, **where)
+            verdict = verify.verify_forward(tensors, epilogue=epilogue, mask=options.mask, **where)
         elif epilogue is None:
             verdict = verify.verify_backward(tensors, **where)
         else:
-            verdict = verify.verify_act_backward(tensors, epilogue, **where)
+            verdict = verify.verify_act_backward(tensors, epilogue, mask=options.mask, **where)
     report = verdict.report
     elements = math.prod(options.shape)
     parts = [report.activations, report.vectors, report.workspace]

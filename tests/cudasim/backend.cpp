@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../../csrc/core/mask.h"
 #include "../../csrc/core/partial_rows.h"
 #include "../../csrc/cuda/batch_norm.h"
 #include "../../csrc/cuda/planner/plan.h"
@@ -50,6 +51,14 @@ void add(const char* name, T* numbers, int64_t count) {
                   /*writable=*/!std::is_const_v<T>);
 }
 
+// Counted as an activation: it has bits of each element.
+template <typename Byte>
+void add_mask(const Problem& problem, Byte* mask) {
+  if (mask == nullptr) return;
+  register_buffer(mask, mask_bytes(problem), "mask", Kind::kActivation,
+                  /*writable=*/!std::is_const_v<Byte>);
+}
+
 void add(const PartialRows& partials, int64_t row_length) {
   add("partials", partials.out, partials.rows * row_length);
   add("partials", partials.in, partials.rows * row_length);
@@ -78,6 +87,7 @@ void add_forward(const Forward& op) {
   add("x", problem, op.x);
   add("y", problem, op.y);
   add("residual", problem, op.epilogue.residual);
+  add_mask(problem, op.epilogue.mask_out);
   add("weight", problem, op.weight);
   add("bias", problem, op.bias);
   add("mean", problem, op.mean);
@@ -113,6 +123,7 @@ void backward(const Backward& op) {
   add("x", problem, op.x);
   add("dx", problem, op.dx);
   add("residual", problem, op.epilogue.residual);
+  add_mask(problem, op.epilogue.mask);
   add("dresidual", problem, op.dresidual);
   add("weight", problem, op.weight);
   add("bias", problem, op.bias);

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastbn.ops import batch_norm_act_eval, batch_norm_act_training
 from tests.support import oracle, step_checks
 from tests.support.oracle import Expected
 from tests.support.tolerances import ARITHMETIC, HELD, accumulate_dtype, assert_near
@@ -210,6 +211,7 @@ def verify_forward(
     tensors: Tensors,
     *,
     epilogue: Epilogue | None = None,
+    mask: bool = False,
     training: bool = True,
     device: str = "h200",
     scale: Scale = WHOLE,
@@ -222,6 +224,7 @@ def verify_forward(
     Args:
         tensors: the arguments; left as they are.
         epilogue: what follows batch norm.
+        mask: whether a mask is written, which only schedules are compared by.
         training: whether to normalize by the batch's statistics.
         device: name of a known GPU.
         scale: how much of it there is.
@@ -234,7 +237,7 @@ def verify_forward(
     def run(seed: int) -> tuple[Results, Report]:
         running_mean, running_var = tensors.running_mean.clone(), tensors.running_var.clone()
         batches = torch.tensor(6)
-        (y, mean, invstd), report = forward(
+        (y, mean, invstd, *masks), report = forward(
             x,
             weight,
             bias,
@@ -242,6 +245,7 @@ def verify_forward(
             running_var,
             batches,
             epilogue=epilogue,
+            want_mask=mask,
             training=training,
             momentum=MOMENTUM,
             eps=EPS,
@@ -253,6 +257,8 @@ def verify_forward(
         if int(batches) != (7 if training else 6):
             raise AssertionError(f"num_batches_tracked went from 6 to {int(batches)}")
         results = {"y": y, "mean": mean, "invstd": invstd}
+        if mask:
+            results["mask"] = masks[0]
         return {**results, "running_mean": running_mean, "running_var": running_var}, report
 
     if training:
@@ -328,12 +334,27 @@ def verify_backward(
     return _judge(run, expected, seeds, condition)
 
 
+def masked(tensors: Tensors, epilogue: Epilogue, training: bool) -> Epilogue:
+    """The epilogue as backward takes it, with a mask, which the CPU writes, and no residual."""
+    given = (tensors.x, epilogue.residual, tensors.weight, tensors.bias)
+    running = (tensors.running_mean.clone(), tensors.running_var.clone())
+    name, parameter = epilogue.activation, epilogue.parameter
+    if training:
+        results = batch_norm_act_training(
+            *given, *running, None, MOMENTUM, EPS, name, parameter, True
+        )
+    else:
+        results = batch_norm_act_eval(*given, *running, EPS, True, name, parameter)
+    return replace(epilogue, residual=None, mask=results[3])
+
+
 def verify_act_backward(
     tensors: Tensors,
     epilogue: Epilogue,
     *,
     training: bool = True,
     want: tuple[bool, bool, bool, bool] | None = None,
+    mask: bool = False,
     device: str = "h200",
     scale: Scale = WHOLE,
     algorithm: str = "auto",
@@ -347,6 +368,7 @@ def verify_act_backward(
         epilogue: of forward.
         training: see verify_forward.
         want: which of dx, dresidual, dweight and dbias to compute; if not given, all there are.
+        mask: whether they are by the mask of forward.
         device: see verify_forward.
         scale: see verify_forward.
         algorithm: see verify_forward.
@@ -359,16 +381,19 @@ def verify_act_backward(
     else:
         given = (tensors.running_mean, tensors.running_var)
         statistics = oracle.given_statistics(tensors.x, *given, EPS)
+    given_back, bias = epilogue, tensors.bias
+    if mask:
+        given_back, bias = masked(tensors, epilogue, training), None
 
     def run(seed: int) -> tuple[Results, Report]:
         gradients, report = act_backward(
             tensors.dy,
             tensors.x,
             tensors.weight,
-            tensors.bias,
+            bias,
             statistics.mean,
             statistics.invstd,
-            epilogue,
+            given_back,
             training=training,
             want=want,
             device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -59,6 +60,8 @@ INPUTS = {
     "folded": ((4, 5, 16, 16), "channels_last"),
     "channels last, last tile narrow": ((4, 44, 7, 7), "channels_last"),
 }
+# Those that have masks.
+MASKED = ("contiguous", "channels last", "channels last, last tile narrow")
 
 
 def fits(op: str, algorithm: str, name: str, dtype: torch.dtype, _: str, residual: bool) -> bool:
@@ -94,8 +97,71 @@ def test_results(
     verdict = run(op, case, activation, residual, algorithm=algorithm, scale=SMALL)
     assert_right(verdict)
     assert op.startswith("eval") or verdict.report.algorithm == algorithm
-    # Vectors of 16 bytes, by threads or by the copy engine.
-    assert set(verdict.report.activations["stores"]) <= {"16"}
+    # Vectors of 16 bytes, by threads or by the copy engine; and what eval saves besides.
+    saves_mask = op == "eval" and residual and activation == "relu" and name in MASKED
+    assert set(verdict.report.activations["stores"]) <= {"16", *["1"] * saves_mask}
+
+
+def has_mask(op: str, algorithm: str, name: str, dtype: torch.dtype, activation: str) -> bool:
+    """Whether there are a mask and a plan, as two of these inputs are not for all dtypes."""
+    narrow = name == "channels last, last tile narrow"
+    return fits(op, algorithm, name, dtype, activation, False) and (
+        not narrow or dtype == torch.float32
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "algorithm", "name", "dtype", "activation"),
+    pairs(
+        OPS,
+        ("two_pass", *PERSISTENT),
+        MASKED,
+        (torch.float32, torch.bfloat16),
+        ("relu", "relu6", "leaky_relu"),
+        where=has_mask,
+    ),
+    ids=str,
+)
+def test_results_with_masks(
+    op: str, algorithm: str, name: str, dtype: torch.dtype, activation: str
+) -> None:
+    """Whoever writes a vector writes a byte of its own."""
+    case = tables.Case("masked", *INPUTS[name], dtype)
+    verdict = run(op, case, activation, residual=True, mask=True, algorithm=algorithm, scale=SMALL)
+    assert_right(verdict)
+    assert op.startswith("eval") or verdict.report.algorithm == algorithm
+    sizes = {"16"} if op.endswith("backward") else {"16", "1"}
+    assert set(verdict.report.activations["stores"]) <= sizes
+    moved_as_planned(verdict, read_besides=None if op == "forward" else 0)
+
+
+@pytest.mark.parametrize("dtype", tables.DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu"])
+def test_bits_are_the_slopes_that_backward_computes(activation: str, dtype: torch.dtype) -> None:
+    """And the residual's gradient is the same by either, to the bit."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 4, 4).to(dtype)
+    residual = torch.randn_like(x)
+    residual.view(-1)[::7] = torch.tensor(SPECIAL).to(dtype).repeat(10)[:147]
+    epilogue = Epilogue(activation, FUNCTIONS[activation][0], residual)
+    results, _ = cudasim.forward(x, epilogue=epilogue, want_mask=True, algorithm="two_pass")
+    (plain, *_), _ = cudasim.forward(x, epilogue=epilogue, algorithm="two_pass")
+    y, mean, invstd, mask = results
+    torch.testing.assert_close(y, plain, rtol=0, atol=0, equal_nan=True)
+    by_mask = replace(epilogue, residual=None, mask=mask)
+    for dy in (torch.ones_like(x), torch.randn_like(x)):
+        (_, expected, *_), _ = cudasim.act_backward(
+            dy, x, None, None, mean, invstd, epilogue, algorithm="two_pass"
+        )
+        for algorithm in ("two_pass", "persistent_block"):
+            (_, found, *_), _ = cudasim.act_backward(
+                dy, x, None, None, mean, invstd, by_mask, algorithm=algorithm
+            )
+            assert torch.equal(found, expected)
+        if bool((dy == 1).all()):
+            together = 16 // x.element_size()
+            bits = mask.unsqueeze(1) >> torch.arange(together) & 1
+            assert torch.equal(bits.reshape(x.shape) == 1, expected == 1)
 
 
 RAGGED = {
@@ -139,29 +205,36 @@ def test_a_channel_far_from_zero_does_not_reach_its_neighbor() -> None:
 # --- What is wanted, and what it costs ------------------------------------------------------------
 
 
-def moved_as_planned(verdict: Verdict, read_besides: int = 0) -> tuple[int, int]:
+def moved_as_planned(verdict: Verdict, read_besides: int | None = 0) -> tuple[int, int]:
     """Bytes of activations that were read and written, by the plan's count and the simulator's.
 
     Args:
         verdict: right.
-        read_besides: bytes that the plan does not count.
+        read_besides: bytes that the plan does not count; None for the first element of each
+            channel and block, to count means from.
     """
     assert_right(verdict)
     moved, planned = verdict.report.activations, verdict.report.planned
-    assert moved["read_bytes"] == planned["read_bytes"] + read_besides
+    besides = moved["read_bytes"] - planned["read_bytes"]
+    assert besides == read_besides if read_besides is not None else besides >= 0
     assert moved["written_bytes"] == planned["written_bytes"]
     return planned["read_bytes"], planned["written_bytes"]
 
 
-def expected_traffic(op: str, residual: bool, want: tuple[bool, ...]) -> tuple[int, int]:
-    """Passes over activations that are read and written, where none stays on chip."""
+def expected_traffic(
+    op: str, residual: bool, want: tuple[bool, ...], mask: float = 0
+) -> tuple[float, float]:
+    """Passes over activations that are read and written, where none stays on chip.
+
+    A mask is a share of an activation, and backward takes it instead of the residual.
+    """
     if op == "eval":
-        return 1 + residual, 1
+        return 1 + residual, 1 + mask
     if op == "forward":
-        return 2 + residual, 1
+        return 2 + residual, 1 + mask
     if not any(want):
         return 0, 0
-    inputs = 2 + residual
+    inputs = 2 + (mask if mask > 0 else residual)
     dx, dresidual, *_ = want
     again = (2 if dresidual else inputs) if dx and not op.startswith("eval") else 0
     return inputs + again, dx + dresidual
@@ -169,15 +242,18 @@ def expected_traffic(op: str, residual: bool, want: tuple[bool, ...]) -> tuple[i
 
 @pytest.mark.parametrize("op", ["backward", "eval backward"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_what_is_wanted(op: str, residual: bool) -> None:
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_what_is_wanted(op: str, activation: str, residual: bool) -> None:
+    """With a mask where there can be one."""
     case = tables.Case("wanted", (4, 8, 6, 8), "contiguous", torch.float32)
     size = torch.Size(case.shape).numel() * case.dtype.itemsize
     for dx, dresidual, dweight, dbias in product((False, True), repeat=4):
         if dresidual and not residual:
             continue
         want = (dx, dresidual, dweight, dbias)
-        verdict = run(op, case, "silu", residual, want, algorithm="two_pass", seeds=range(1))
-        reads, writes = expected_traffic(op, residual, want)
+        options: dict[str, Any] = {"mask": residual and activation == "relu", "seeds": range(1)}
+        verdict = run(op, case, activation, residual, want, algorithm="two_pass", **options)
+        reads, writes = expected_traffic(op, residual, want, options["mask"] / 16)
         assert moved_as_planned(verdict) == (reads * size, writes * size), want
 
 
@@ -207,22 +283,25 @@ FITTING = [
     ids=str,
 )
 def test_traffic(op: str, input_: tuple[str, str, str], activation: str, residual: bool) -> None:
-    """Exactly what is read and written once each where tensors stay on chip."""
+    """Exactly what is read and written once each where tensors stay on chip.
+
+    ReLU of a sum has a mask, which is a bit of each element.
+    """
     algorithm, layout, shape = input_
+    itemsize = 2
+    mask = 1 / 8 / itemsize if residual and activation == "relu" else 0
     options = ["--op", op, "--shape", shape, "--layout", layout, "--seeds", "1"]
     options += ["--activation", activation, *(["--residual"] if residual else [])]
+    options += ["--mask"] if mask else []
     if algorithm == "persistent_grid":
         options += ["--multiprocessors", "16"]
     outcome = outcome_of([*options, "--algorithm", algorithm])
     assert not outcome["failures"]
-    writes = 1 + (residual and op == "backward")
-    inputs = {"forward": 1, "eval": 1, "backward": 2}[op] + residual
-    reads = inputs
-    if outcome["algorithm"] == "two_pass":
-        reads, _ = expected_traffic(op, residual, (True, residual, True, True))
+    reads, writes = expected_traffic(op, residual, (True, residual, True, True), mask)
+    if outcome["algorithm"].startswith("persistent"):
+        reads = {"forward": 1 + residual, "backward": 2 + (mask or residual)}[op]
     if op != "eval":
         assert outcome["algorithm"] == algorithm
-    itemsize = 2
     assert outcome["activation_write_bytes_per_element"] == writes * itemsize
     # Each channel's first element is read once more per block, to count means from.
     read = outcome["activation_read_bytes_per_element"]
@@ -232,24 +311,26 @@ def test_traffic(op: str, input_: tuple[str, str, str], activation: str, residua
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("added", ["alone", "residual", "mask"])
 @pytest.mark.parametrize("op", ["forward", "backward"])
-def test_what_does_not_fit_is_read_twice(op: str, residual: bool, layout: str) -> None:
+def test_what_does_not_fit_is_read_twice(op: str, added: str, layout: str) -> None:
     """X alone in forward, and x and the gradient of the pre-activation in backward.
 
-    The latter waits in the place of dx where it is not written anyway.
+    The latter waits in the place of dx where it is not written anyway. Masks are read once.
     """
+    residual, mask = added != "alone", 1 / 16 if added == "mask" else 0
     shape = (48, 8, 64, 64) if layout == "contiguous" else (12, 64, 32, 32)
     case = tables.Case("large", shape, layout, torch.bfloat16)
     scale = Scale(multiprocessors=8, shared_bytes=80 << 10)
     options: dict[str, Any] = {"algorithm": "persistent_grid", "scale": scale}
-    verdict = run(op, case, "silu", residual, seeds=range(1), **options)
+    function = "relu" if mask else "silu"
+    verdict = run(op, case, function, residual, mask=mask > 0, seeds=range(1), **options)
     read, written = moved_as_planned(verdict)
     size = torch.Size(shape).numel() * case.dtype.itemsize
-    inputs, again = (1 + residual, 1) if op == "forward" else (2 + residual, 2)
+    inputs, again = (1 + residual, 1) if op == "forward" else (2 + (mask or residual), 2)
     beyond = (read - inputs * size) / again
     assert 0 < beyond < size
-    writes = 1 + residual if op == "backward" else 1
+    writes = 1 + residual if op == "backward" else 1 + mask
     waiting = beyond if op == "backward" and not residual else 0
     assert written == writes * size + waiting
 

@@ -72,7 +72,8 @@ REGISTERS = 65536  # of a multiprocessor
 def blocks_of(name: Name) -> int:
     """That a kernel is compiled for."""
     kernel, *epilogue = name.kernel.split(", ")
-    if epilogue and (name.dtype == "double" or kernel == "two_pass_backward_reduce"):
+    takes_registers = name.dtype == "double" or kernel == "two_pass_backward_reduce"
+    if epilogue not in ([], ["mask"]) and takes_registers:
         return 1
     return promised()[name.mapping].blocks
 

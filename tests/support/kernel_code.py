@@ -30,14 +30,21 @@ class Streams:
     writing: int = 0  # loops that also write one
     persistent: bool = False  # keeps them in shared memory, as far as there is room
     epilogue: bool = False  # for which a thread has fewer vectors in flight
+    masked: bool = False  # the epilogue's derivatives are read and not computed
 
 
 def with_epilogue(kernel: str, plain: Streams) -> dict[str, Streams]:
-    """A kernel with an activation, which is computed from what it reads, and with a residual."""
-    return {
+    """A kernel with an activation, which is computed from what it reads, and with a residual.
+
+    And in backward with a mask.
+    """
+    found = {
         f"{kernel}, activation": replace(plain, epilogue=True),
         f"{kernel}, residual": replace(plain, tensors=plain.tensors + 1, epilogue=True),
     }
+    if "backward" in kernel:
+        found[f"{kernel}, mask"] = replace(plain, epilogue=True, masked=True)
+    return found
 
 
 PLAIN = {
@@ -79,8 +86,8 @@ MAPPINGS = {
 
 
 def mappings(kernel: str) -> set[tuple[str, str, int]]:
-    """What a kernel is compiled for; whole vectors only where it is persistent."""
-    if not KERNELS[kernel].persistent:
+    """What a kernel is compiled for; whole vectors only where it is persistent or has a mask."""
+    if not (KERNELS[kernel].persistent or KERNELS[kernel].masked):
         return MAPPINGS
     return {
         (mapping, dtype, width)
@@ -119,7 +126,7 @@ def vectors_of_each(name: Name) -> int:
     streams, loads = KERNELS[name.kernel], promised()[name.mapping].loads
     if streams.epilogue and streams.persistent:
         loads //= 2
-    return max(1, loads // (streams.tensors + streams.epilogue))
+    return max(1, loads // (streams.tensors + (streams.epilogue and not streams.masked)))
 
 
 def streaming(blocks: list[sass.Block], loads: int) -> list[sass.Block]:

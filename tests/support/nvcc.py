@@ -142,7 +142,7 @@ def demangle(names: list[str]) -> list[str]:
 
 
 # By the values of EpilogueKind, of which a kernel may have no argument.
-EPILOGUES = {None: "", "0": "", "1": ", activation", "2": ", residual"}
+EPILOGUES = {None: "", "0": "", "1": ", activation", "2": ", residual", "3": ", mask"}
 
 
 def parse_name(demangled: str) -> Name:

@@ -16,7 +16,9 @@
 //   apply.
 //              Backward turns dy into the gradient of the pre-activation while it reduces, and
 //              leaves that in the place of dy or, of rows that find no room, of dx, unless it is
-//              wanted as the gradient of the residual: to apply is the same then as without.
+//              wanted as the gradient of the residual: to apply is the same then as without. A mask
+//              does not pass through shared memory: forward writes it while it applies, and
+//              backward reads it while it reduces.
 //   overlap    a tile that was applied makes way at once for the next: the memory is busy while
 //              blocks wait for each other, as far as there are stages for more than a split. Where
 //              the copy engine moves tiles, a producer warp lets it store results and fill stages,
@@ -95,6 +97,27 @@ FASTBN_DEVICE void prefetch_next(const Mapping& mapping, const Problem& problem,
                           int64_t{geometry.persistence.cta_groups} * geometry.tile_channels;
   if (thread < geometry.tile_channels && channel < problem.channels) {
     (prefetch(vectors, channel), ...);
+  }
+}
+
+// Has a mask at hand for a split of a channel tile, if there is such a tile. Threads load its bytes
+// when the activations have arrived, and would wait for memory once more.
+template <typename Mapping>
+FASTBN_DEVICE void prefetch_mask(const Problem& problem, const Geometry& geometry,
+                                 const uint8_t* mask, int channel_tile, int split) {
+  constexpr int kCacheLine = 128;
+  if (channel_tile >= geometry.channel_tiles) return;
+  const Mapping mapping(problem, geometry, channel_tile, split);
+  const Range range = split_range(geometry, split);
+  const int spans = mapping.bulk_spans(range);
+#pragma unroll 1
+  for (int i = gpu::thread_index(); i < spans; i += gpu::block_threads()) {
+    const BulkSpan span = mapping.bulk_span(range, i);
+    const int64_t first =
+        span.offset * static_cast<int>(sizeof(typename Mapping::scalar_t)) / kVectorBytes;
+    const int bytes = span.bytes / kVectorBytes;
+#pragma unroll 1
+    for (int byte = 0; byte < bytes; byte += kCacheLine) gpu::prefetch(mask + first + byte);
   }
 }
 
@@ -178,6 +201,9 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
   Pipeline<Mapping, kBackwardInputs<kKind>> pipeline(op.problem, geometry, cta_group, split,
                                                      inputs<kKind>(op), maps);
   begin_group_reduce(geometry);
+  if constexpr (kKind == EpilogueKind::kMask) {
+    prefetch_mask<Mapping>(op.problem, geometry, op.epilogue.mask, cta_group, split);
+  }
   // With an epilogue the steps that apply have no more to do than without: the gradient of the
   // pre-activation waits for them where tiles and rows beyond them have dy and dx.
   constexpr bool kHasEpilogue = kKind != EpilogueKind::kNone;
@@ -189,7 +215,11 @@ persistent_backward(FASTBN_PARAMETER Backward op, FASTBN_PARAMETER Geometry geom
        channel_tile += geometry.persistence.cta_groups) {
     const Mapping mapping(op.problem, geometry, channel_tile, split);
     prefetch_next(mapping, op.problem, geometry, op.weight, op.mean, op.invstd);
-    if constexpr (kHasEpilogue) prefetch_next(mapping, op.problem, geometry, op.bias);
+    if constexpr (computes_z(kKind)) prefetch_next(mapping, op.problem, geometry, op.bias);
+    if constexpr (kKind == EpilogueKind::kMask) {
+      prefetch_mask<Mapping>(op.problem, geometry, op.epilogue.mask,
+                             channel_tile + geometry.persistence.cta_groups, split);
+    }
     put_shifts<kKind>(mapping, op, shared);
     put_records(mapping, shared, [&](int64_t channel) { return grad_inputs<acc_t>(op, channel); });
     ReduceGrad<Mapping, kKind, OnTheWay::kGradient> grad(mapping, op, shared.records);

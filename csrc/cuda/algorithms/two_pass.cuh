@@ -11,8 +11,9 @@
 //              Evaluation is the second kernel alone; without dx, or with given statistics,
 //              backward is the first alone.
 //   epilogue   forward's second kernel computes it, and reads the residual. Backward's first one
-//              turns dy into the gradient of the pre-activation; the second reads that if it is
-//              wanted as the gradient of the residual, or else does so again.
+//              turns dy into the gradient of the pre-activation, by a mask if there is one; the
+//              second reads that if it is wanted as the gradient of the residual, or else does so
+//              again.
 //   numerics   pivoted sums per thread, merged by Chan; see PivotedSums and core/finalize.h.
 //   order      threads take fixed elements; threads, columns and splits merge in fixed order, the
 //              splits by the block that comes last, whichever it is. Nothing depends on the
@@ -51,10 +52,9 @@ FASTBN_DEVICE Record load_coefficients(const Workspace& workspace, int64_t chann
 // Blocks that share an SM's registers. Functions of float64 take more of them than two blocks have,
 // and so does whoever sums up what a function returns.
 template <typename Mapping, EpilogueKind kKind, bool kReduces = false>
-constexpr int kBlocks =
-    kKind != EpilogueKind::kNone && (kReduces || sizeof(typename Mapping::acc_t) == 8)
-        ? 1
-        : Mapping::kOccupancy.blocks;
+constexpr int kBlocks = computes_z(kKind) && (kReduces || sizeof(typename Mapping::acc_t) == 8)
+                            ? 1
+                            : Mapping::kOccupancy.blocks;
 
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)

@@ -35,14 +35,14 @@ class Contiguous : public SingleChannel<scalar_t> {
     const int thread = gpu::thread_index();
     if (thread >= range.count()) return;
     const Place first = place_of(kReverse ? range.end - 1 - thread : range.begin + thread);
-    if (problem_.spatial % kWidth == 0) {
+    if (Step::kWholeVectors || problem_.spatial % kWidth == 0) {
       WholeVectors<kReverse> vectors(*this, first);
       take_turns<kVectors>(range.count() - thread, threads, [&](auto count) {
         constexpr int kCount = decltype(count)::kValue;
         step(ThreadTile<scalar_t, kCount, kWidth>{vectors.template next<kCount>()});
       });
-    } else {
-      // Masks take registers, too.
+    } else if constexpr (!Step::kWholeVectors) {
+      // The bits of what a thread has take registers, too.
       PartialVectors<kReverse> vectors(*this, first);
       take_turns<(kVectors + 1) / 2>(range.count() - thread, threads, [&](auto count) {
         step(vectors.template next<decltype(count)::kValue>());

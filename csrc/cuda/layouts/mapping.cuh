@@ -29,8 +29,9 @@
 //   box_column(), box_bytes()     its first column, and its bytes in a tile, 0 if it is not there
 //
 // A Step (a class of steps/) is called with thread tiles and does its part of batch norm on them:
-// kTensors is the number of activations that it reads, and kShares among how many a thread shares
-// out the vectors that it can hold.
+// kTensors is the number of activations that it reads, kShares among how many a thread shares out
+// the vectors that it can hold, and kWholeVectors whether it takes no others: so it is if it has a
+// mask.
 //
 // A Value is what a thread has reduced: merge(other) takes another thread's into it, a default one
 // changes nothing, and lane(i) is what it knows of one channel, a Value of type Lane.

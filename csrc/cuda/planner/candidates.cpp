@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../../core/mask.h"
 #include "cost.h"
 #include "mapping.h"
 
@@ -142,9 +143,11 @@ class PassPlanner {
   void count_traffic() {
     const int64_t pass = tensor_bytes(problem_);
     const Traffic traffic = traffic_of(request_);
-    plan_.bytes_read = (traffic.reduce_reads + traffic.apply_reads) * pass;
-    plan_.bytes_written = traffic.writes * pass;
-    plan_.floor_bytes = (traffic.inputs() + traffic.writes) * pass;
+    const int64_t mask = mask_bytes(problem_);
+    plan_.bytes_read =
+        (traffic.reduce_reads + traffic.apply_reads) * pass + traffic.mask_reads * mask;
+    plan_.bytes_written = traffic.writes * pass + traffic.mask_writes * mask;
+    plan_.floor_bytes = (traffic.inputs() + traffic.writes) * pass + traffic.masks() * mask;
     plan_.launches = plan_.algorithm == Algorithm::kOneBlock ? 1 : traffic.passes();
     plan_.overlap_launches = plan_.launches == 2 && device_.is_hopper_or_later();
   }
@@ -329,9 +332,12 @@ class PersistentPlanner {
         larger * std::min(per_split, least + 1) + (splits - larger) * std::min(per_split, least);
     const int64_t row = pass / plan.geometry.extent;  // over all channel tiles
     const int64_t beyond = (plan.geometry.extent - smem_extent) * row;
-    plan.bytes_read = tensors_ * pass + traffic_.again_reads * beyond;
-    plan.bytes_written = traffic_.writes * pass + traffic_.again_writes * beyond;
-    plan.floor_bytes = (tensors_ + traffic_.writes) * pass;
+    const int64_t mask = mask_bytes(problem_);
+    plan.bytes_read =
+        tensors_ * pass + traffic_.again_reads * beyond + (traffic_.mask_reads > 0 ? mask : 0);
+    plan.bytes_written =
+        traffic_.writes * pass + traffic_.again_writes * beyond + traffic_.mask_writes * mask;
+    plan.floor_bytes = (tensors_ + traffic_.writes) * pass + traffic_.masks() * mask;
   }
 
   void count_workspace(Plan& plan) const {

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "../../core/mask.h"
 #include "mapping.h"
 
 namespace fastbn::cuda {
@@ -69,6 +70,7 @@ class Model {
     again_ = traffic.again_reads;
     written_again_ = traffic.again_writes;
     moved_ = tensors_ + traffic.writes;
+    if (traffic.masks() > 0) moved_ += static_cast<double>(mask_bytes(problem)) / pass_;
     channel_tile_ = pass_ / geometry_.channel_tiles;
     if (contiguous_bytes(problem, geometry_) < kLongPiece) speed_ = kShortPieceSpeed;
     cached_cost_ =
@@ -188,7 +190,7 @@ class Model {
   double partial_bytes_ = 0;  // of a block to its CTA group
   double tensors_ = 1;        // activations that are read
   double again_ = 1;          // of them, those that are read twice unless they stay on chip
-  double moved_ = 2;          // that are read or written
+  double moved_ = 2;          // that are read or written, and a mask's share of one
   double written_again_ = 0;  // that are written twice unless they stay on chip
   double speed_ = 1;
   double cached_cost_ = 1;  // of a byte, next to one from memory

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "../../core/mask.h"
+
 namespace fastbn::cuda {
 
 namespace {
@@ -20,6 +22,8 @@ constexpr int kMaxRowVectors = 128;
 constexpr int64_t kMaxVectors = int64_t{1} << 32;
 // Those of a segment, of the next one and of a step further are counted in 31 bits.
 constexpr int64_t kMaxSegmentVectors = (int64_t{1} << 30) - kMaxThreads;
+// An activation that has a mask is mapped in the vectors that the mask's bytes are for.
+static_assert(kMaskedBytes == kVectorBytes && kMaxMaskBytes <= kMaxSegmentVectors);
 
 FastDivmod fast_divmod(uint32_t divisor) {
   FastDivmod by;

@@ -12,19 +12,23 @@ bool all_aligned(const Activations&... activations) {
 
 EpilogueKind kind_of(const Epilogue& epilogue, bool reads_residual) {
   if (epilogue.is_empty()) return EpilogueKind::kNone;
+  if (epilogue.mask != nullptr) return EpilogueKind::kMask;
   return reads_residual ? EpilogueKind::kResidual : EpilogueKind::kActivation;
 }
 
 // Of backward with an epilogue. The first pass writes the gradient of the residual; where it does,
-// the second reads that instead of dy and the residual.
+// the second reads that instead of dy and the residual or mask.
 Traffic backward_epilogue_traffic(const Request& request) {
   if (!request.want_dx && !request.want_dresidual && !request.want_dweight && !request.want_dbias) {
     return {};
   }
   const int inputs = /*dy and x*/ 2 + (request.epilogue == EpilogueKind::kResidual);
-  const int writes = request.want_dx + request.want_dresidual;
-  if (!request.training || !request.want_dx) return {inputs, 0, writes};
-  Traffic traffic{inputs, request.want_dresidual ? /*dresidual and x*/ 2 : inputs, writes};
+  const int masks = request.epilogue == EpilogueKind::kMask;
+  Traffic traffic{inputs, 0, request.want_dx + request.want_dresidual};
+  traffic.mask_reads = masks;
+  if (!request.training || !request.want_dx) return traffic;
+  traffic.apply_reads = request.want_dresidual ? /*dresidual and x*/ 2 : inputs;
+  if (!request.want_dresidual) traffic.mask_reads += masks;
   // The gradient of the pre-activation, in the place of dx unless it is wanted, and x.
   traffic.again_reads = 2;
   traffic.again_writes = !request.want_dresidual;
@@ -53,6 +57,7 @@ Request request(const TrainingForward& op) {
   request.problem = op.problem;
   request.steps = op.steps;
   request.epilogue = kind_of(op.epilogue, op.epilogue.residual.data != nullptr);
+  request.writes_mask = op.epilogue.mask_out != nullptr;
   request.aligned = all_aligned(op.x, op.y, op.epilogue.residual);
   request.cumulative = op.running.cumulative;
   return request;
@@ -63,6 +68,7 @@ Request request(const EvalForward& op) {
   request.operation = Operation::kEval;
   request.problem = op.problem;
   request.epilogue = kind_of(op.epilogue, op.epilogue.residual.data != nullptr);
+  request.writes_mask = op.epilogue.mask_out != nullptr;
   request.aligned = all_aligned(op.x, op.y, op.epilogue.residual);
   return request;
 }
@@ -92,11 +98,13 @@ Traffic traffic_of(const Request& request) {
       traffic = {/*x*/ 1, /*x*/ 1 + residual, /*y*/ 1, /*x*/ 1};
       break;
     case Operation::kEval:
-      return {0, /*x*/ 1 + residual, /*y*/ 1};
+      traffic = {0, /*x*/ 1 + residual, /*y*/ 1};
+      break;
     case Operation::kBackward:
       traffic = backward_traffic(request);
       break;
   }
+  traffic.mask_writes = request.writes_mask;
   if (request.steps == Steps::kReduce) traffic.apply_reads = traffic.writes = 0;
   if (request.steps == Steps::kApply) traffic.reduce_reads = 0;
   return traffic;

@@ -20,6 +20,7 @@ struct Request {
   Problem problem;
   Steps steps = Steps::kAll;
   EpilogueKind epilogue = EpilogueKind::kNone;  // of all steps at once
+  bool writes_mask = false;                     // forward, with a residual
   bool aligned = true;  // all activations begin at multiples of kVectorBytes
   // Forward: momentum is 1 / num_batches_tracked.
   bool cumulative = false;
@@ -35,15 +36,13 @@ struct Request {
   // Requests with equal keys have equal plans.
   auto key() const {
     return std::make_tuple(operation, problem.dtype, problem.layout, problem.batch,
-                           problem.channels, problem.spatial, steps, epilogue, aligned, cumulative,
-                           training, want_dx, want_dresidual, want_dweight, want_dbias,
+                           problem.channels, problem.spatial, steps, epilogue, writes_mask, aligned,
+                           cumulative, training, want_dx, want_dresidual, want_dweight, want_dbias,
                            free_multiprocessors);
   }
 
   // Whether backward computes the pre-activation again.
-  bool has_shift() const {
-    return operation == Operation::kBackward && epilogue != EpilogueKind::kNone;
-  }
+  bool has_shift() const { return operation == Operation::kBackward && computes_z(epilogue); }
 };
 
 // The request for an operation.
@@ -58,9 +57,13 @@ struct Traffic {
   // What a persistent kernel reads and writes once more of rows that find no room.
   int again_reads = 0;
   int again_writes = 0;
+  int mask_reads = 0;  // passes that read a mask; persistent kernels read it once
+  int mask_writes = 0;
 
   bool has_both_passes() const { return reduce_reads > 0 && apply_reads > 0; }
   int passes() const { return (reduce_reads > 0) + (apply_reads > 0); }
+  // Masks that are read or written at all.
+  int masks() const { return mask_reads > 0 || mask_writes > 0; }
   // Activations that are read at all, once or twice.
   int inputs() const { return reduce_reads > apply_reads ? reduce_reads : apply_reads; }
 };

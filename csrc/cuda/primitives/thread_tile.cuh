@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../../core/mask.h"
 #include "../../core/problem.h"
 #include "../gpu/async_copy.cuh"
 #include "../gpu/intrinsics.cuh"
@@ -38,6 +39,8 @@ struct ThreadTile {
   static constexpr int kWidth = kWidth_;
   static constexpr int kValues = kVectors * kWidth;
   static constexpr bool kInSmem = false;
+  // Whether its vectors are those that bytes of masks are for.
+  static constexpr bool kIsMasked = kWidth * sizeof(scalar_t) == kMaskedBytes;
 
   Places places;
 
@@ -62,6 +65,16 @@ struct ThreadTile {
     for (int v = 0; v < kVectors; ++v) {
       gpu::store<gpu::CacheHint::kStream>(address(to, v), narrow(values, v));
     }
+  }
+
+  // The bytes of a mask for the vectors.
+  template <gpu::CacheHint kHint>
+  FASTBN_DEVICE void load_mask(const uint8_t* mask, uint8_t (&bytes)[kVectors]) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) bytes[v] = gpu::load<kHint>(mask + places.numbers[v]);
+  }
+  FASTBN_DEVICE void store_mask(uint8_t* mask, int vector, uint8_t byte) const {
+    gpu::store<gpu::CacheHint::kStream>(mask + places.numbers[vector], byte);
   }
 
  protected:
@@ -100,6 +113,7 @@ struct PartialThreadTile : ThreadTile<scalar_t, kVectors, kWidth> {
   using Base = ThreadTile<scalar_t, kVectors, kWidth>;
   using typename Base::acc_t;
   using typename Base::Vector;
+  static constexpr bool kIsMasked = false;
   static constexpr unsigned kAll = (1u << kWidth) - 1;
 
   unsigned masks[kVectors];  // a bit for each element that the thread has

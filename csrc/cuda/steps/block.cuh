@@ -59,17 +59,17 @@ FASTBN_DEVICE PivotedMoments<acc_t> reduce_stats(const Mapping& mapping, const G
   return result;
 }
 
-// That of backward, where an epilogue follows forward's shift.
+// That of backward, with forward's shift where the pre-activation is computed.
 template <typename acc_t, EpilogueKind kKind>
 FASTBN_DEVICE Shared<acc_t> grad_shared(const Geometry& geometry) {
-  return Shared<acc_t>(geometry, kKind != EpilogueKind::kNone);
+  return Shared<acc_t>(geometry, computes_z(kKind));
 }
 
-// Puts the shift of each channel, if there is an epilogue; to be followed by put_records().
+// Puts the shift of each channel, if it is needed; to be followed by put_records().
 template <EpilogueKind kKind, typename Mapping, typename acc_t>
 FASTBN_DEVICE void put_shifts(const Mapping& mapping, const Backward& op,
                               const Shared<acc_t>& shared) {
-  if constexpr (kKind != EpilogueKind::kNone) {
+  if constexpr (computes_z(kKind)) {
     const int thread = gpu::thread_index();
     if (thread < mapping.channels()) {
       const acc_t shift = shift_of<acc_t>(op, mapping.first_channel() + thread);

@@ -27,10 +27,10 @@ FASTBN_HOST_DEVICE Inputs<kBackwardInputs<kKind>> inputs(const Backward& op) {
 }
 
 // Among how many a thread shares out the vectors that it can hold: the tensors that a step reads
-// and, with an epilogue, the pre-activation.
+// and, if it computes it, the pre-activation.
 template <EpilogueKind kKind>
 FASTBN_HOST_DEVICE constexpr int shares(int tensors) {
-  return tensors + (kKind != EpilogueKind::kNone);
+  return tensors + computes_z(kKind);
 }
 
 // The number of each lane of a thread, from an array of the channel tile's channels.
@@ -56,6 +56,7 @@ class ReduceStats {
   using acc_t = typename Mapping::acc_t;
   static constexpr int kTensors = 1;
   static constexpr int kShares = kTensors;
+  static constexpr bool kWholeVectors = false;
 
   FASTBN_DEVICE explicit ReduceStats(const InputActivation& x) : x_(x) {}
 
@@ -134,6 +135,34 @@ class PreActivationGradient<Mapping, EpilogueKind::kNone> {
                                 acc_t (&)[Tile::kValues]) const {}
 };
 
+template <typename Mapping>
+class PreActivationGradient<Mapping, EpilogueKind::kMask> {
+ public:
+  using acc_t = typename Mapping::acc_t;
+
+  FASTBN_DEVICE PreActivationGradient(const Mapping&, const Backward& op,
+                                      const ChannelRecords<acc_t>&)
+      : mask_(op.epilogue.mask),
+        slope_(static_cast<acc_t>(other_slope(op.epilogue.function, op.epilogue.parameter))) {}
+
+  template <gpu::CacheHint kHint, typename Tile>
+  FASTBN_DEVICE void operator()(const Tile& tile, const acc_t (&)[Tile::kValues],
+                                const acc_t (&)[Mapping::kLanes], const acc_t (&)[Mapping::kLanes],
+                                acc_t (&dy)[Tile::kValues]) const {
+    uint8_t bytes[Tile::kVectors];
+    tile.template load_mask<kHint>(mask_, bytes);
+#pragma unroll
+    for (int i = 0; i < Tile::kValues; ++i) {
+      const acc_t otherwise = slope_ != 0 ? dy[i] * slope_ : 0;
+      dy[i] = bytes[i / Tile::kWidth] >> i % Tile::kWidth & 1 ? dy[i] : otherwise;
+    }
+  }
+
+ private:
+  const uint8_t* mask_;
+  const acc_t slope_;  // where it is not 1
+};
+
 // What backward leaves behind while it reduces.
 enum class OnTheWay {
   kNothing,
@@ -152,6 +181,7 @@ class ReduceGrad {
   static constexpr int kLanes = Mapping::kLanes;
   static constexpr int kTensors = kBackwardInputs<kKind>;
   static constexpr int kShares = shares<kKind>(kTensors);
+  static constexpr bool kWholeVectors = kKind == EpilogueKind::kMask;
   static constexpr bool kHasEpilogue = kKind != EpilogueKind::kNone;
   static constexpr bool kWriteDx = kOnTheWay == OnTheWay::kDx;
 
@@ -159,7 +189,7 @@ class ReduceGrad {
                            const ChannelRecords<acc_t>& records)
       : op_(op), gradient_(mapping, op, records) {
     load_lanes(mapping, records.array(&GradInputs<acc_t>::mean), mean_);
-    if (kWriteDx || kHasEpilogue) {
+    if (kWriteDx || computes_z(kKind)) {
       load_lanes(mapping, records.array(&GradInputs<acc_t>::scale), scale_);
     }
   }
@@ -222,6 +252,7 @@ class ApplyForward {
   static constexpr int kTensors = kForwardInputs<kKind>;
   static constexpr bool kHasResidual = kKind == EpilogueKind::kResidual;
   static constexpr int kShares = shares<kKind>(kTensors);
+  static constexpr bool kWholeVectors = kKind == EpilogueKind::kMask;
 
   FASTBN_DEVICE ApplyForward(const Mapping& mapping, const Forward& op,
                              const ChannelRecords<acc_t>& records)
@@ -245,6 +276,11 @@ class ApplyForward {
       values[i] = normalize(values[i], mean_[lane], scale_[lane], shift_[lane]);
       if constexpr (kHasResidual) values[i] += residual[i];
     }
+    if constexpr (kHasResidual && Tile::kIsMasked) {
+      if (op_.epilogue.mask_out != nullptr) {
+        leave_mask<typename Mapping::scalar_t>(tile, op_.epilogue, values);
+      }
+    }
     if constexpr (kKind != EpilogueKind::kNone) activate(op_.epilogue, values);
     tile.store(op_.y, values);
   }
@@ -262,6 +298,7 @@ class ApplyBackward {
   static constexpr int kLanes = Mapping::kLanes;
   static constexpr int kTensors = kBackwardInputs<kKind>;
   static constexpr int kShares = shares<kKind>(kTensors);
+  static constexpr bool kWholeVectors = kKind == EpilogueKind::kMask;
 
   FASTBN_DEVICE ApplyBackward(const Mapping& mapping, const Backward& op, const InputActivation& dy,
                               const ChannelRecords<acc_t>& records)
@@ -301,6 +338,7 @@ class ApplyBackwardEval {
   using acc_t = typename Mapping::acc_t;
   static constexpr int kTensors = 1;
   static constexpr int kShares = kTensors;
+  static constexpr bool kWholeVectors = false;
 
   FASTBN_DEVICE ApplyBackwardEval(const Mapping& mapping, const Backward& op,
                                   const ChannelRecords<acc_t>& records)

@@ -74,6 +74,17 @@ FASTBN_DEVICE_CALL Piece<acc_t, kCount> derivatives_of(ActivationFunction functi
   return z;
 }
 
+// A bit for each of z, which the dtype of activations holds: whether the derivative is 1 there.
+template <typename acc_t, int kCount>
+FASTBN_DEVICE_CALL unsigned slopes_of_one(ActivationFunction function, Piece<acc_t, kCount> z) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    bits |= static_cast<unsigned>(has_slope_one(function, z.values[i], acc_t{0}, acc_t{6})) << i;
+  }
+  return bits;
+}
+
 // Takes `values` piece by piece: values = take(piece).
 template <typename acc_t, int kValues, typename Take>
 FASTBN_DEVICE void in_pieces(acc_t (&values)[kValues], const Take& take) {
@@ -112,6 +123,30 @@ FASTBN_DEVICE void differentiate(const Epilogue& epilogue, acc_t (&z)[kValues]) 
     gpu::widen(held.elements, piece.values);
     return detail::derivatives_of(epilogue.function, parameter, piece);
   });
+}
+
+// Writes the mask of the vectors of a tile, of the pre-activations of its values.
+template <typename scalar_t, typename Tile, typename acc_t, int kValues>
+FASTBN_DEVICE void leave_mask(const Tile& tile, const Epilogue& epilogue,
+                              const acc_t (&z)[kValues]) {
+  constexpr int kWidth = Tile::kWidth;
+  constexpr int kCount =
+      kWidth < detail::kMostInPiece<acc_t> ? kWidth : detail::kMostInPiece<acc_t>;
+#pragma unroll
+  for (int v = 0; v < Tile::kVectors; ++v) {
+    unsigned byte = 0;
+#pragma unroll
+    for (int first = 0; first < kWidth; first += kCount) {
+      detail::Piece<acc_t, kCount> piece;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) piece.values[i] = z[v * kWidth + first + i];
+      gpu::Vector<scalar_t, kCount> held;
+      gpu::narrow(piece.values, held.elements);
+      gpu::widen(held.elements, piece.values);
+      byte |= detail::slopes_of_one(epilogue.function, piece) << first;
+    }
+    tile.store_mask(epilogue.mask_out, v, static_cast<uint8_t>(byte));
+  }
 }
 
 }  // namespace fastbn::cuda

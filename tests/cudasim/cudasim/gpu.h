@@ -133,8 +133,10 @@ constexpr cudasim::Access kStore = {"store", /*stores=*/true, /*sees_stores=*/tr
 template <typename T>
 constexpr size_t histogram_entry() {
   static_assert(std::is_trivially_copyable_v<T>);
-  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
-  return sizeof(T) == 2 ? 1 : sizeof(T) == 4 ? 2 : sizeof(T) == 8 ? 3 : 4;
+  size_t entry = 0;
+  while (sizeof(T) >> entry > 1) ++entry;
+  static_assert((sizeof(T) & (sizeof(T) - 1)) == 0 && sizeof(T) <= 16);
+  return entry;
 }
 
 template <typename T>
