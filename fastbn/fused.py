@@ -109,8 +109,12 @@ def batch_norm_act(
     """``activation(batch_norm(input) + residual)`` in one pass over memory for all three.
 
     The value is not rounded to the dtype of ``input`` in between. The gradient is that of the
-    activation at the rounded sum, as if it followed as an operation of its own. Backward computes
-    the sum again: ``input``, the residual and the parameters must not change in between.
+    activation at the rounded sum, as if it followed as an operation of its own. ``input`` and
+    ``weight`` must not change before backward, as in batch norm alone. Nor must the residual and
+    ``bias``, of which backward computes the sum again, unless it has no use for that: there is no
+    activation, or one whose derivative takes two values (``relu``, ``relu6``, ``leaky_relu``). Then
+    forward keeps a bit of each element if there is a residual, and ``input`` is contiguous or
+    channels last with rows of a multiple of 16 bytes.
 
     Args:
         input: (N, C, ...); see :func:`fastbn.batch_norm`, and so on until ``eps``.
