@@ -202,17 +202,22 @@ def test_residual_and_bias_may_change_before_backward(
 
 @training_and_eval
 @with_and_without_residual
-def test_compiles_to_what_eager_mode_computes(added: bool, training: bool, device: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dynamic"), [("hardswish", False), ("relu", False), ("relu", True)]
+)
+def test_compiles_to_what_eager_mode_computes(
+    name: str, dynamic: bool, added: bool, training: bool, device: str
+) -> None:
     torch._dynamo.reset()
-    x = torch.randn(4, 3, 5, 5, device=device)
+    x = torch.randn(4, 3, 4, 5, device=device)
     residual = torch.randn_like(x) if added else None
     vectors = (torch.zeros(3, device=device), torch.ones(3, device=device))
 
     def step(x: Tensor, residual: Tensor | None) -> Tensor:
-        return ours("hardswish", training, x, residual, *vectors)
+        return ours(name, training, x, residual, *vectors)
 
     results = []
-    for call in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+    for call in (step, torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)):
         leaves = [t.clone().requires_grad_() for t in (x, residual) if t is not None]
         y = call(leaves[0], leaves[1] if added else None)
         results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
