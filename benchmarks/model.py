@@ -44,6 +44,9 @@ _CHECKED = 8
 # By device: steps between two looks at the clock. A GPU must be waited for at each.
 _STEPS = {"cpu": 1, "cuda": 5}
 
+# The variant inside fastbn.recompute_activations().
+_RECOMPUTING = "fastbn fused, recomputing"
+
 _BATCH_NORM = re.compile(r"(aten|fastbn)::.*batch_norm")
 _COMPILED_BATCH_NORM = re.compile(r"triton.*batch_norm")
 
@@ -82,11 +85,17 @@ class Training:
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+        recompute: bool = False,
     ) -> None:
         self.model = model.train()
         self._images, self._labels = images, labels
         self._dtype = dtype
+        self._activations = fastbn.recompute_activations if recompute else nullcontext
         self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def loss(self) -> Tensor:
@@ -94,7 +103,7 @@ class Training:
         autocast: Any = nullcontext()
         if self._dtype.itemsize < 4:
             autocast = torch.autocast(self._images.device.type, self._dtype)
-        with autocast:
+        with autocast, self._activations():
             loss: Tensor = self.model(self._images, labels=self._labels).loss
         return loss
 
@@ -117,6 +126,7 @@ def _variants(model: nn.Module, compiled: bool) -> dict[str, nn.Module]:
     variants: dict[str, nn.Module] = {
         "fastbn": fastbn.convert(copy.deepcopy(model)),
         "fastbn fused": fastbn.fuse(copy.deepcopy(model)),
+        _RECOMPUTING: fastbn.fuse(copy.deepcopy(model)),
         "stock": copy.deepcopy(model),
     }
     if compiled:
@@ -199,9 +209,10 @@ class _Batch:
     images: Tensor
     labels: Tensor
 
-    def training(self, model: nn.Module, dtype: torch.dtype, layout: str) -> Training:
+    def training(self, name: str, model: nn.Module, setting: tuple[torch.dtype, str]) -> Training:
+        dtype, layout = setting
         images = self.images.to(memory_format=_FORMATS[layout])
-        return Training(model, images, self.labels, dtype)
+        return Training(model, images, self.labels, dtype, recompute=name == _RECOMPUTING)
 
     def few(self) -> _Batch:
         """As many as are compared."""
@@ -222,12 +233,12 @@ def _measure_setting(
     model: Any = copy.deepcopy(original)
     variants = _variants(model.to(memory_format=_FORMATS[layout]), compiled)
     errors = {
-        name: _errors(batch.few().training(variant, dtype, layout), exact_gradients)
+        name: _errors(batch.few().training(name, variant, setting), exact_gradients)
         for name, variant in variants.items()
     }
     wrong = _wrong(errors, f"{NETWORK_NAMES[network]} in {dtype}", dtype)
     trainings = {
-        name: batch.training(variant, dtype, layout)
+        name: batch.training(name, variant, setting)
         for name, variant in variants.items()
         if name not in wrong
     }
