@@ -72,8 +72,7 @@ REGISTERS = 65536  # of a multiprocessor
 def blocks_of(name: Name) -> int:
     """That a kernel is compiled for."""
     kernel, *epilogue = name.kernel.split(", ")
-    takes_registers = name.dtype == "double" or kernel == "two_pass_backward_reduce"
-    if epilogue not in ([], ["mask"]) and takes_registers:
+    if epilogue and (name.dtype == "double" or kernel == "two_pass_backward_reduce"):
         return 1
     return promised()[name.mapping].blocks
 
@@ -169,7 +168,10 @@ def test_wide_accesses_are_not_mixed_with_narrow_ones(code: dict[Name, list[sass
         # One alone may be a partial result.
         for block in streaming(blocks, max(loads, 2)):
             accesses = [i for i in block.instructions if i.name in {"LDG", "STG"}]
-            assert all(".128" in access.opcode for access in accesses), name
+            narrow = [access.opcode for access in accesses if ".128" not in access.opcode]
+            if name.kernel.endswith((", residual", ", mask")):  # a byte of a mask for each vector
+                narrow = [opcode for opcode in narrow if ".U8" not in opcode]
+            assert not narrow, name
 
 
 # Instructions of a warp for a 16-byte vector of bfloat16 of each activation that is read, at most.
@@ -220,7 +222,9 @@ def test_persistent_kernels_use_what_hopper_has(code: dict[Name, list[sass.Block
         # the latter reads two, with a residual and without.
         in_smem = [b for b in blocks if b.in_loop and b.count("LDS", 128) >= min(tensors, 2)]
         assert len(in_smem) >= 2, name
-        assert any(block.count("STG", 128) for block in in_smem), name
+        # In forward a mask may be stored in between.
+        storing = blocks if name.kernel == "persistent_forward, residual" else in_smem
+        assert any(block.in_loop and block.count("STG", 128) for block in storing), name
 
 
 def test_waiting_blocks_leave_the_cache_alone(code: dict[Name, list[sass.Block]]) -> None:

@@ -52,9 +52,10 @@ FASTBN_DEVICE Record load_coefficients(const Workspace& workspace, int64_t chann
 // Blocks that share an SM's registers. Functions of float64 take more of them than two blocks have,
 // and so does whoever sums up what a function returns.
 template <typename Mapping, EpilogueKind kKind, bool kReduces = false>
-constexpr int kBlocks = computes_z(kKind) && (kReduces || sizeof(typename Mapping::acc_t) == 8)
-                            ? 1
-                            : Mapping::kOccupancy.blocks;
+constexpr int kBlocks =
+    kKind != EpilogueKind::kNone && (kReduces || sizeof(typename Mapping::acc_t) == 8)
+        ? 1
+        : Mapping::kOccupancy.blocks;
 
 template <typename Mapping>
 FASTBN_KERNEL(kMaxThreads, Mapping::kOccupancy.blocks)
