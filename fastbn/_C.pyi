@@ -22,6 +22,10 @@ class Layout:
     channels_last: ClassVar[Layout]
     generic: ClassVar[Layout]
 
+class ActivationFunction:
+    # By name.
+    __members__: ClassVar[dict[str, ActivationFunction]]
+
 class Operation:
     forward: ClassVar[Operation]
     eval: ClassVar[Operation]
@@ -60,6 +64,7 @@ class Request:
     cumulative: bool
     training: bool
     want_dx: bool
+    want_dresidual: bool
     want_dweight: bool
     want_dbias: bool
     free_multiprocessors: int
@@ -72,6 +77,7 @@ class Request:
         channels: int,
         spatial: int,
     ) -> None: ...
+    def set_epilogue(self, function: ActivationFunction, residual: bool) -> None: ...
 
 class Plan:
     @property

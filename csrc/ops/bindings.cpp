@@ -33,6 +33,11 @@ void define_planner(py::module_& module) {
       .value("contiguous", Layout::kContiguous)
       .value("channels_last", Layout::kChannelsLast)
       .value("generic", Layout::kGeneric);
+  py::enum_<ActivationFunction>(module, "ActivationFunction")
+#define FASTBN_FUNCTION(Function, name) .value(name, ActivationFunction::k##Function)
+      FASTBN_ACTIVATION_FUNCTIONS(FASTBN_FUNCTION)
+#undef FASTBN_FUNCTION
+          ;
   py::enum_<Operation>(module, "Operation")
       .value("forward", Operation::kForward)
       .value("eval", Operation::kEval)
@@ -66,9 +71,11 @@ void define_planner(py::module_& module) {
       .def_readwrite("cumulative", &Request::cumulative)
       .def_readwrite("training", &Request::training)
       .def_readwrite("want_dx", &Request::want_dx)
+      .def_readwrite("want_dresidual", &Request::want_dresidual)
       .def_readwrite("want_dweight", &Request::want_dweight)
       .def_readwrite("want_dbias", &Request::want_dbias)
-      .def_readwrite("free_multiprocessors", &Request::free_multiprocessors);
+      .def_readwrite("free_multiprocessors", &Request::free_multiprocessors)
+      .def("set_epilogue", &cuda::set_epilogue, py::arg("function"), py::arg("residual"));
   py::class_<Plan>(module, "Plan")
       .def_property_readonly("algorithm", [](const Plan& plan) { return name(plan.algorithm); })
       .def_property_readonly("mapping",

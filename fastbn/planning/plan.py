@@ -19,6 +19,7 @@ import torch
 from .. import _C
 from .._backend import build_info
 from .._multiprocessors import free_multiprocessors
+from ..activations import IDENTITY, activation_of
 from ..ops import CHANNELS_LAST, memory_format_of
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 class Plan:
     """What the CUDA backend does for one call; see :func:`plan`.
 
-    Bytes are those of activations; values per channel are not counted.
+    Bytes are those of activations and of masks, which tell backward on which side of a kink the sum
+    with a residual was; values per channel are not counted.
 
     Attributes:
         op: ``forward`` (in training), ``backward`` or ``eval``.
@@ -81,6 +83,8 @@ class Plan:
         dtype: of the activations.
         layout: how they lie in memory: ``contiguous``, ``channels_last`` (as is every contiguous
             input with one position a sample) or ``generic``.
+        activation: the function behind batch norm; ``identity`` for none.
+        residual: whether something is added before it.
         device: name of the GPU.
         free_multiprocessors: that ``persistent_grid`` has to leave to kernels of other streams,
             such as those of an all-reduce; see FASTBN_CUDA_FREE_SMS in docs/environment.md.
@@ -120,6 +124,8 @@ class Plan:
     shape: tuple[int, ...]
     dtype: torch.dtype
     layout: Layout
+    activation: str
+    residual: bool
     device: str
     free_multiprocessors: int
     algorithm: str
@@ -163,8 +169,11 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan in a sentence."""
+        behind = " and a residual" if self.residual else ""
+        behind += f" and {self.activation}" if self.activation != IDENTITY.name else ""
         what = (
-            f"{self.op} of {self.shape} {dtype_name(self.dtype)} {self.layout} on {self.device}: "
+            f"{self.op} of {self.shape} {dtype_name(self.dtype)} {self.layout}{behind} on "
+            f"{self.device}: "
         )
         if self.launches == 0:
             return what + "nothing to launch."
@@ -182,7 +191,7 @@ class Plan:
 
 # The attributes that the planner answers by the same names.
 _ANSWERED = tuple(
-    field.name for field in fields(Plan)[6:] if field.name not in {"microseconds", "considered"}
+    field.name for field in fields(Plan)[8:] if field.name not in {"microseconds", "considered"}
 )
 # The plan for an empty input, and for a gradient that nobody wants.
 _NOTHING: dict[str, Any] = {
@@ -314,9 +323,12 @@ def plan(
     op: Op = "forward",
     device: str | int | torch.device | None = None,
     algorithm: Algorithm | None = None,
+    activation: str | None = None,
+    residual: bool = False,
     momentum: float | None = 0.1,
     training: bool = True,
     want_dx: bool = True,
+    want_dresidual: bool = True,
     want_dweight: bool = True,
     want_dbias: bool = True,
 ) -> Plan:
@@ -342,16 +354,20 @@ def plan(
             leave a choice; ``auto`` for the planner's choice; default:
             what the environment variable FASTBN_CUDA_ALGORITHM says, else ``auto``. The backend
             knows the variable alone, and reads it once.
+        activation: the function that follows, as :func:`fastbn.batch_norm_act` names it; None for
+            none.
+        residual: something is added before it.
         momentum: forward: that of the module; only whether it is None matters.
         training: backward: the statistics are those of the batch.
         want_dx: backward: the gradient of the input is needed.
+        want_dresidual: backward: that of the residual is, if there is one.
         want_dweight: backward: that of the weight is.
         want_dbias: backward: that of the bias is.
 
     Raises:
         ValueError: a shape of fewer than two dimensions, or too large for any memory; an unknown
-            op, layout, algorithm or device; an unsupported dtype; channels last for other than 4-D
-            and 5-D tensors; an algorithm that does not fit.
+            op, layout, activation, algorithm or device; an unsupported dtype; channels last for
+            other than 4-D and 5-D tensors; an algorithm that does not fit.
         TypeError: an argument of another type.
         NotImplementedError: a GPU of this machine in a build without CUDA kernels.
     """
@@ -366,6 +382,7 @@ def plan(
         layout = _layout_of_tensor(tensor)
     else:
         layout = _layout_of_shape(shape, layout or "contiguous")
+    function = activation_of(activation).name
     gpu = _device(device, tensor)
     if math.prod(shape) * dtype.itemsize > _LARGEST:
         raise ValueError(f"no memory holds a tensor of shape {shape}")
@@ -374,6 +391,8 @@ def plan(
         "shape": shape,
         "dtype": dtype,
         "layout": layout,
+        "activation": function,
+        "residual": residual,
         "device": gpu.name,
         "free_multiprocessors": free_multiprocessors(),
     }
@@ -388,7 +407,9 @@ def plan(
         request.aligned = False
     request.cumulative = momentum is None
     request.training = training
+    request.set_epilogue(_C.ActivationFunction.__members__[function], residual)
     request.want_dx = want_dx
+    request.want_dresidual &= want_dresidual
     request.want_dweight = want_dweight
     request.want_dbias = want_dbias
     request.free_multiprocessors = question["free_multiprocessors"]

@@ -150,6 +150,64 @@ def test_bill(question: tuple[Any, ...], layout: Any) -> None:
             assert plan.share == 1
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What an operation with something behind batch norm costs, in tensors, and in masks."""
+
+    reads: int
+    writes: int
+    floor: int
+    masks: int
+
+
+# By op, activation, and whether there is a residual.
+ENDINGS = {
+    ("forward", "relu", False): Ending(2, 1, 2, 0),
+    # x for its statistics, x and the residual, y.
+    ("forward", "silu", True): Ending(3, 1, 3, 0),
+    ("forward", None, True): Ending(3, 1, 3, 0),
+    ("forward", "relu", True): Ending(3, 1, 3, 1),
+    ("eval", "relu", True): Ending(2, 1, 3, 0),
+    ("backward", "silu", False): Ending(4, 1, 3, 0),
+    # dy, x and the residual for their sums and its gradient, then that and x for dx.
+    ("backward", "silu", True): Ending(5, 2, 5, 0),
+    ("backward", "relu", True): Ending(4, 2, 4, 1),
+    # The gradient of the sum is that of the residual.
+    ("backward", None, True): Ending(4, 1, 3, 0),
+}
+
+
+@pytest.mark.parametrize(
+    "question", ENDINGS, ids=lambda question: "-".join(str(part) for part in question)
+)
+def test_bill_of_endings(question: tuple[Any, ...]) -> None:
+    op, activation, residual = question
+    ending = ENDINGS[question]
+    shapes = {"contiguous": (64, 32, 28, 28), "channels_last": (64, 32, 7, 7)}
+    for device, layout, dtype in product(NAMES, LAYOUTS, DTYPES):
+        asked: dict[str, Any] = {"dtype": dtype, "layout": layout, "op": op, "device": device}
+        asked |= {"activation": activation, "residual": residual}
+        plan = fastbn.plan(shapes[layout], algorithm="two_pass", **asked)
+        size = math.prod(shapes[layout]) * dtype.itemsize
+        masks = ending.masks * size // VECTOR_BYTES
+        assert plan.bytes_moved == (ending.reads + ending.writes) * size + masks
+        assert plan.floor_bytes == ending.floor * size + masks
+        assert (plan.activation, plan.residual) == (activation or "identity", residual)
+        assert activation is None or f"residual and {activation} on" in str(plan) or not residual
+        one = fastbn.plan(shapes[layout], **asked)
+        assert one.floor_bytes <= one.bytes_moved <= plan.bytes_moved
+
+
+def test_rows_of_no_whole_vectors_have_no_mask() -> None:
+    """Backward reads the residual itself."""
+    asked: dict[str, Any] = {"dtype": "bfloat16", "op": "backward", "activation": "relu"}
+    asked |= {"residual": True, "algorithm": "two_pass"}
+    assert fastbn.plan((64, 32, 7, 7), **asked).bytes_per_element == 2 * 7
+    assert fastbn.plan((64, 32, 8, 8), **asked).bytes_per_element == 2 * 6 + 1 / 8
+    unwanted = fastbn.plan((64, 32, 8, 8), want_dresidual=False, **asked)
+    assert unwanted.bytes_per_element == 2 * 5 + 2 / 8
+
+
 # --- Vectors --------------------------------------------------------------------------------------
 
 
@@ -405,6 +463,7 @@ def test_plan_in_a_sentence() -> None:
             r"format of 4-D and 5-D tensors, .* \(4, 6, 9",
         ),
         ((4, 6), {"op": "update"}, ValueError, "no op 'update'; choose forward, backward, eval"),
+        ((4, 6), {"activation": "softmax"}, ValueError, "activation is 'softmax'; it may be one"),
         ((4, 6), {"device": "h400"}, ValueError, "no device 'h400'; choose t4, a100, .* b200, or "),
         ((4, 6), {"device": "cpu"}, ValueError, "no device 'cpu'; choose t4, "),
         ((4, 6), {"device": torch.device("cpu")}, ValueError, "only GPUs have plans, .* 'cpu'"),

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "request.h"
 
+#include "../../core/mask.h"
+
 namespace fastbn::cuda {
 
 namespace {
@@ -88,6 +90,18 @@ Request request(const Backward& op) {
   request.want_dweight = op.dweight.data != nullptr;
   request.want_dbias = op.dbias.data != nullptr;
   return request;
+}
+
+void set_epilogue(Request& request, ActivationFunction function, bool residual) {
+  const bool backward = request.operation == Operation::kBackward;
+  const bool identity = function == ActivationFunction::kIdentity;
+  if (identity && (backward || !residual)) return;
+  const bool has_mask = residual && has_two_slopes(function) && mask_bytes(request.problem) > 0;
+  request.epilogue = residual ? EpilogueKind::kResidual : EpilogueKind::kActivation;
+  if (backward && has_mask) request.epilogue = EpilogueKind::kMask;
+  request.writes_mask = request.operation == Operation::kForward && has_mask;
+  request.want_dresidual = backward && residual;
+  if (request.writes_mask || request.epilogue == EpilogueKind::kMask) request.aligned = true;
 }
 
 Traffic traffic_of(const Request& request) {

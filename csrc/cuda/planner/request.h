@@ -50,6 +50,10 @@ Request request(const TrainingForward& op);
 Request request(const EvalForward& op);
 Request request(const Backward& op);
 
+// What follows batch norm, as modules ask for it: a mask is kept wherever there can be one, and
+// then activations begin with a vector; backward of a sum without a function has no epilogue.
+void set_epilogue(Request& request, ActivationFunction function, bool residual);
+
 struct Traffic {
   int reduce_reads = 0;  // activations that the first pass reads; 0 if there is no first pass
   int apply_reads = 0;   // those of the second
