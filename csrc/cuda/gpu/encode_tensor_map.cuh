@@ -11,6 +11,8 @@
 
 #include <cuda.h>
 
+#include <atomic>
+
 namespace fastbn::gpu {
 
 namespace detail {
@@ -34,6 +36,17 @@ inline EncodeTiled find_encode_tiled() {
   return is_there ? reinterpret_cast<EncodeTiled>(function) : nullptr;
 }
 
+// The same, looked up until it is found.
+inline EncodeTiled encode_tiled() {
+  static std::atomic<EncodeTiled> known{nullptr};
+  EncodeTiled encode = known.load(std::memory_order_relaxed);
+  if (encode == nullptr) {
+    encode = find_encode_tiled();
+    known.store(encode, std::memory_order_relaxed);
+  }
+  return encode;
+}
+
 inline CUtensorMapDataType tensor_map_type(int element_bytes) {
   switch (element_bytes) {
     case 2:
@@ -51,7 +64,7 @@ inline CUtensorMapDataType tensor_map_type(int element_bytes) {
 inline const char* encode_tensor_map(const TensorMapShape& shape, TensorMap* map) {
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) &&
                 alignof(TensorMap) >= alignof(CUtensorMap));
-  const detail::EncodeTiled encode = detail::find_encode_tiled();
+  const detail::EncodeTiled encode = detail::encode_tiled();
   if (encode == nullptr)
     return "the driver has no tensor maps: one of CUDA 12.0 or later is needed";
   // The first dimension is the one whose elements are adjacent.
