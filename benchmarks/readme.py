@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import LAYOUT_NAMES, NETWORK_NAMES, PASS_NAMES
+from .cases import EPILOGUES, LAYOUT_NAMES, NETWORK_NAMES, PASS_NAMES
 from .machine import name_of
 from .report import network_totals, tables
 from .rows import Results, coldest, read
@@ -67,6 +67,36 @@ def _network(groups: Iterable[Group]) -> str:
         f"The {first.count} batch norms of ResNet-50 on {batch} images, with `nn.BatchNorm2d`"
         f"{compiled}. Ratios are another's time over\nfastbn's: of all layers together, and of the "
         f"layer where that is least.\n\n{_table(headers, lines)}"
+    )
+
+
+def _endings(groups: Iterable[Group]) -> str:
+    """The same with what may follow; nothing where that was not measured."""
+    totals = {
+        (t.subject.dtype, t.subject.layout, t.subject.epilogue, t.subject.measured): t.seconds
+        for t in network_totals(coldest(groups))
+        if "stock" in t.seconds
+    }
+
+    def ratio(place: tuple[str, str], epilogue: str, passes: Sequence[str]) -> str:
+        keys = [(*place, epilogue, measured) for measured in passes]
+        taken = [totals[key] for key in keys]
+        return f"{sum(t['stock'] for t in taken) / sum(t['fastbn'] for t in taken):.2f}x"
+
+    endings = [name for name in EPILOGUES if any(key[2] == name for key in totals)]
+    if len(endings) < 2:
+        return ""
+    parts = {"training": ("forward", "backward"), "eval": ("eval",)}
+    lines = [
+        [dtype, LAYOUT_NAMES[layout]]
+        + [ratio((dtype, layout), e, passes) for passes in parts.values() for e in endings]
+        for dtype, layout in dict.fromkeys(key[:2] for key in totals)
+    ]
+    headers = ["dtype", "layout", *(f"{part}, {e}" for part in parts for e in endings)]
+    return (
+        "With what follows in the same pass, against `nn.BatchNorm2d` and PyTorch's operations "
+        "behind it; training is\nforward and backward. Stock's time over fastbn's, of all layers "
+        f"together:\n\n{_table(headers, lines)}"
     )
 
 
@@ -132,7 +162,7 @@ def machine_section(results: Results, folder: str) -> str:
     where = results.environment
     groups = results.select("kernels")
     dtype = groups[0].subject.dtype
-    parts = [_network(groups)]
+    parts = [_network(groups), *filter(None, [_endings(groups)])]
     parts.append(f"![time of all batch norms of ResNet-50]({folder}/network-{dtype}.png)")
     parts.append(f"![throughput against a memory copy]({folder}/roofline-{dtype}.png)")
     parts += [

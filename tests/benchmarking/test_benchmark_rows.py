@@ -257,6 +257,27 @@ def test_readme_takes_figures_from_rows() -> None:
     assert "Measured on 2020-02-02: made up, torch 2, fastbn abcdef" in text
 
 
+def test_readme_sums_up_what_follows() -> None:
+    """Training is forward and backward together."""
+    seconds = {"forward": (1.0, 3.0), "backward": (2.0, 6.6), "eval": (1.0, 1.5)}
+    layers = [
+        replace(subject(measured, count=53), epilogue=epilogue)
+        for epilogue in ("plain", "relu")
+        for measured in seconds
+    ]
+    rows = []
+    for layer in layers:
+        fastbn, stock = seconds[layer.measured]
+        stock *= 2 if layer.epilogue == "relu" else 1
+        rows += [row("fastbn", fastbn, layer), row("stock", stock, layer)]
+    where = {"gpu": "made up", "torch": "2", "date": "2020-02-02", "fastbn commit": "abcdef"}
+    text = readme.machine_section(Results(where, rows), "folder")
+    assert (
+        "| dtype | layout | training, plain | training, relu | eval, plain | eval, relu |" in text
+    )
+    assert "| float32 | contiguous | 3.20x | 6.40x | 1.50x | 3.00x |" in text
+
+
 def test_parts_of_a_text_are_filled() -> None:
     text = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n"
     assert readme.fill(text, "one", "new") == "a\n<!-- one -->\nnew\n<!-- /one -->\nb\n"
