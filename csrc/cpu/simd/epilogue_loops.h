@@ -39,16 +39,24 @@ inline Vector<acc_t> held(DType dtype, Vector<acc_t> value) {
 // times the derivative. That is the derivative at z as an activation holds it: where that is zero,
 // so is what a ReLU that follows batch norm gets. Where a function is flat no dy gets through, not
 // even an infinite one. Where the derivative takes two values, has_slope_one(z) is the mask.
+//
+// set_gradients(dy, z) does so with up to kAtOnce vectors, z(v) being the v-th one's: a function
+// that is called has several to work on while it waits for results.
 template <typename acc_t>
 class ReluFunction {
  public:
   using V = Vector<acc_t>;
+  static constexpr std::integral_constant<int, 1> kAtOnce{};
 
   explicit ReluFunction(DType dtype) : vanishing_(splat(largest_vanishing<acc_t>(dtype))) {}
 
   inline __attribute__((always_inline)) V value(V z) const { return z <= V{} ? V{} : z; }
   inline __attribute__((always_inline)) V gradient(V dy, V z) const {
     return z <= vanishing_ ? V{} : dy;
+  }
+  template <typename Z>
+  inline __attribute__((always_inline)) void set_gradients(V (&dy)[1], const Z& z) const {
+    dy[0] = gradient(dy[0], z(0));
   }
   inline __attribute__((always_inline)) LaneMask<acc_t> has_slope_one(V z) const {
     return (z <= vanishing_) == 0;
@@ -90,6 +98,7 @@ template <typename acc_t>
 class AnyFunction {
  public:
   using V = Vector<acc_t>;
+  static constexpr std::integral_constant<int, kUnroll> kAtOnce{};
 
   explicit AnyFunction(const EpilogueLoop& epilogue)
       : function_(epilogue.function),
@@ -115,6 +124,13 @@ class AnyFunction {
     V slopes[] = {z.first, z.second};
     set_derivatives<acc_t>(function_, dtype_, slopes, parameter_);
     return {times(dy.first, slopes[0]), times(dy.second, slopes[1])};
+  }
+  template <int kVectors, typename Z>
+  void set_gradients(V (&dy)[kVectors], const Z& z) const {
+    V slopes[kVectors];
+    for (int v = 0; v < kVectors; ++v) slopes[v] = z(v);
+    set_derivatives<acc_t>(function_, dtype_, slopes, parameter_);
+    for (int v = 0; v < kVectors; ++v) dy[v] = times(dy[v], slopes[v]);
   }
   LaneMask<acc_t> has_slope_one(V z) const {
     return fastbn::has_slope_one(function_, held<acc_t>(dtype_, z), V{}, splat<acc_t>(6));
@@ -370,10 +386,12 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
   const acc_t* shift = as<acc_t>(affine.shift);
 
   acc_t block_sums[kMaxBlockColumns], block_products[kMaxBlockColumns];
-  // gradient_at(dy, i, z), of which z() is computed where it is needed.
-  const auto sum_up = [&](const auto& gradient_at) {
+  // set_gradients(dy, i, z) as above; the first dy is the i-th element.
+  const auto sum_up = [&](auto at_once, const auto& set_gradients) {
     for_each_visit<kWidth>(block, [&](int64_t j, auto vectors, int64_t begin, int64_t end) {
       constexpr int kVectors = decltype(vectors)::value;
+      constexpr int kMost = decltype(at_once)::value;
+      constexpr int kAtOnce = kVectors < kMost ? kVectors : kMost;
       V means[kVectors], scales[kVectors], shifts[kVectors];
       V sums[kVectors] = {}, products[kVectors] = {};
       for (int v = 0; v < kVectors; ++v) {
@@ -386,18 +404,24 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
         products[v] = load(block_products + column);
       }
       for (int64_t row = begin; row < end; ++row) {
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t i = row * block.row_stride + j + v * kWidth;
-          prefetch(dy + i + kVisitRows * block.row_stride, v);
-          prefetch(x + i + kVisitRows * block.row_stride, v);
-          const V centered = load(x + i) - means[v];
-          const V gradient = gradient_at(load(dy + i), i, [&] {
-            const V z = centered * scales[v] + shifts[v];
-            return residual == nullptr ? z : z + load(residual + i);
+        for (int first = 0; first < kVectors; first += kAtOnce) {
+          const int64_t i = row * block.row_stride + j + first * kWidth;
+          V centered[kAtOnce], gradients[kAtOnce];
+          for (int v = 0; v < kAtOnce; ++v) {
+            prefetch(dy + i + v * kWidth + kVisitRows * block.row_stride, first + v);
+            prefetch(x + i + v * kWidth + kVisitRows * block.row_stride, first + v);
+            centered[v] = load(x + i + v * kWidth) - means[first + v];
+            gradients[v] = load(dy + i + v * kWidth);
+          }
+          set_gradients(gradients, i, [&](int v) {
+            const V z = centered[v] * scales[first + v] + shifts[first + v];
+            return residual == nullptr ? z : z + load(residual + i + v * kWidth);
           });
-          if (dz != nullptr) store<false>(dz + i, gradient);
-          sums[v] += gradient;
-          products[v] += gradient * centered;
+          for (int v = 0; v < kAtOnce; ++v) {
+            if (dz != nullptr) store<false>(dz + i + v * kWidth, gradients[v]);
+            sums[first + v] += gradients[v];
+            products[first + v] += gradients[v] * centered[v];
+          }
         }
       }
       for (int v = 0; v < kVectors; ++v) {
@@ -408,12 +432,13 @@ void activated_column_grad_sums(const void* dy_data, const void* x_data, void* d
   };
   if (epilogue.mask != nullptr) {
     const MaskedGradient<acc_t> masked(epilogue);
-    sum_up([&](V dy, int64_t i, const auto&) {
-      return masked(dy, lanes_of<acc_t>(load_mask<scalar_t>(epilogue.mask, i)));
+    sum_up(std::integral_constant<int, 1>{}, [&](V(&dy)[1], int64_t i, const auto&) {
+      dy[0] = masked(dy[0], lanes_of<acc_t>(load_mask<scalar_t>(epilogue.mask, i)));
     });
   } else {
     with_loop_function<acc_t>(epilogue, [&](const auto& function) {
-      sum_up([&](V dy, int64_t, const auto& z) { return function.gradient(dy, z()); });
+      sum_up(function.kAtOnce,
+             [&](auto& dy, int64_t, const auto& z) { function.set_gradients(dy, z); });
     });
   }
   for (int64_t j = 0; j < block.columns; ++j) {
