@@ -18,6 +18,7 @@ from tests.support.case_checks import EPS, MOMENTUM
 from tests.support.epilogues import ACTIVATIONS
 from tests.support.pairs import pairs
 from tests.support.tables import DTYPES, LAYOUTS, Case, Tensors, make
+from tests.support.tolerances import accumulate_dtype
 
 # As walks over memory go: blocks of samples, long rows in parts, rows shorter than a vector, few
 # channels, whose rows are joined and leave some, many, which are cut, and a matrix.
@@ -110,8 +111,16 @@ def test_gradients_are_those_of_the_residual(
     assert_same((y,), forward(tensors, residual, training, function, wanted=False)[:1])
     for wanted in product([True, False], repeat=2):
         rest = (training, *ACTIVATIONS[function], *wanted, True, True)
-        by_mask = backward(tensors, None, mask, (mean, invstd), *rest)
-        assert_same(by_mask, backward(tensors, residual, None, (mean, invstd), *rest))
+        dx, *others = backward(tensors, None, mask, (mean, invstd), *rest)
+        expected, *expected_others = backward(tensors, residual, None, (mean, invstd), *rest)
+        assert_same(tuple(others), tuple(expected_others))
+        if training and function == "relu" and wanted == (True, False):
+            # Without a mask, its second pass does not find dz in memory, and adds in another order.
+            rounding = 16 * torch.finfo(accumulate_dtype(dtype)).eps
+            rtol = 2 * torch.finfo(dtype).eps
+            torch.testing.assert_close(dx, expected, rtol=rtol, atol=rounding, equal_nan=True)
+        else:
+            assert_same((dx,), (expected,))
 
 
 @pytest.mark.parametrize("function", TWO_SLOPES)
