@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import fastbn
 from fastbn._backend import cpu_capability
 from tests.support.devices import DEVICES, GPU, MISSING
+from tests.support.lookalikes import PACKAGES
 from tests.support.pairs import use_full_products
 
 if TYPE_CHECKING:
@@ -114,6 +116,13 @@ def _errors_stay_with_their_test(request: pytest.FixtureRequest) -> Iterator[Non
         if "PYTEST_XDIST_WORKER" in os.environ:
             os._exit(1)
         raise
+
+
+@pytest.fixture
+def importable_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has Python find the stand-ins for other libraries' modules when it unpickles them."""
+    for package in PACKAGES:
+        monkeypatch.setitem(sys.modules, package, sys.modules.get(package, ModuleType(package)))
 
 
 @pytest.fixture
