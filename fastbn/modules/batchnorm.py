@@ -69,6 +69,11 @@ class FastBatchNorm(_BatchNorm):
     # stock does.
     update_on_recompute: bool = False
 
+    # What computes y of all that a call takes and updates, without an activation and with one.
+    # Synchronized batch norms have their own.
+    _batch_norm: Callable[..., Tensor] = staticmethod(dispatch)
+    _batch_norm_act: Callable[..., Tensor] = staticmethod(dispatch_act)
+
     # While statistics are fixed, which :func:`fastbn.freeze` does, the module is in eval.
     _frozen: Frozen | None = None
 
@@ -86,8 +91,16 @@ class FastBatchNorm(_BatchNorm):
     ) -> None:
         # Older versions of stock know no bias=.
         without_bias = {} if bias else {"bias": False}
+        # By name, as between these nn.SyncBatchNorm has its process_group.
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **without_bias
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            **without_bias,
         )
         self._widen_statistics({})
 
@@ -142,10 +155,10 @@ class FastBatchNorm(_BatchNorm):
         else:
             counter = self.num_batches_tracked
         if activation is None:
-            return dispatch(
+            return self._batch_norm(
                 input, weight, bias, mean, var, counter, training, self.momentum, self.eps
             )
-        return dispatch_act(
+        return self._batch_norm_act(
             input,
             residual,
             weight,
