@@ -4,6 +4,7 @@
 """
 
 from ._backend import build_info
+from .collectives import sync_group
 from .conversion import (
     Adapter,
     FoldReport,
@@ -11,6 +12,7 @@ from .conversion import (
     FusionReport,
     SwapReport,
     convert,
+    convert_sync_batchnorm,
     fold,
     freeze,
     fuse,
@@ -27,6 +29,10 @@ from .modules import (
     BatchNormAct1d,
     BatchNormAct2d,
     BatchNormAct3d,
+    SyncBatchNorm,
+    SyncBatchNorm1d,
+    SyncBatchNorm2d,
+    SyncBatchNorm3d,
 )
 from .planning import Plan, plan
 from .recompute import recompute_activations
@@ -47,10 +53,15 @@ __all__ = [
     "FusionReport",
     "Plan",
     "SwapReport",
+    "SyncBatchNorm",
+    "SyncBatchNorm1d",
+    "SyncBatchNorm2d",
+    "SyncBatchNorm3d",
     "batch_norm",
     "batch_norm_act",
     "build_info",
     "convert",
+    "convert_sync_batchnorm",
     "fold",
     "freeze",
     "fuse",
@@ -58,5 +69,6 @@ __all__ = [
     "recompute_activations",
     "register",
     "revert",
+    "sync_group",
     "unfreeze",
 ]

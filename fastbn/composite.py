@@ -16,6 +16,8 @@ from .activations import IDENTITY, Activation
 from .ops import accumulate_dtype, check_forward
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -136,6 +138,46 @@ def batch_norm_backward(
         dx = scale * (wide_dy - offset / count)
     else:
         dx = scale * wide_dy
+    if weight is not None:
+        dweight = dweight.to(weight.dtype)
+    return dx.to(x.dtype), dweight, dbias
+
+
+def sync_batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    count: Tensor,
+    eps: float,
+    all_reduce: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of training where several processes have a part of the batch each.
+
+    Those of weight and bias are by dy and x of this process alone.
+
+    Args:
+        dy: like x.
+        x: (N, C, ...), of which this process may have none.
+        weight: (C) or None.
+        mean: (C), of all parts and of the same bits in all processes: the pivot.
+        count: of values of a channel in all parts, float64 of one element.
+        eps: added to the variance.
+        all_reduce: the sum over processes of float64 of any shape, differentiable.
+    """
+    axes = _axes(x)
+    wide_dy = dy.to(accumulate_dtype(x.dtype))
+    deviations = x.to(wide_dy.dtype) - _per_channel(mean, x)
+    moments = torch.stack((deviations.sum(axes), deviations.square().sum(axes))).double()
+    first, second = (all_reduce(moments) / count).unbind()
+    inverse = _per_channel(torch.rsqrt(second - first.square() + eps), x)
+    x_hat = (deviations - _per_channel(first, x)) * inverse
+    scale = inverse if weight is None else inverse * _per_channel(weight, x)
+    dbias = wide_dy.sum(axes)
+    dweight = (wide_dy * x_hat).sum(axes)
+    sums = all_reduce(torch.stack((dbias, dweight)).double()) / count
+    offset = _per_channel(sums[0], x) + x_hat * _per_channel(sums[1], x)
+    dx = scale * (wide_dy - offset)
     if weight is not None:
         dweight = dweight.to(weight.dtype)
     return dx.to(x.dtype), dweight, dbias

@@ -80,7 +80,8 @@ def _count(num_batches_tracked: Tensor | None) -> None:
         num_batches_tracked.add_(1)
 
 
-def _refuse_grad(name: str) -> None:
+def refuse_grad(name: str) -> None:
+    """Says of running statistics that require a gradient that there is none, as stock does."""
     raise RuntimeError(
         "The function 'native_batch_norm' is not differentiable with respect to argument "
         f"'{name}'. This input cannot have requires_grad True."
@@ -139,7 +140,7 @@ def dispatch(
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is not None and statistic.requires_grad:
                 _count(num_batches_tracked)
-                _refuse_grad(name)
+                refuse_grad(name)
     y: Tensor = operators.batch_norm(x, weight, bias, *statistics, training, momentum, eps)
     return y
 

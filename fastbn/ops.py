@@ -338,6 +338,25 @@ def batch_norm_act_backward(
 # The steps apart, for statistics that several processes share; csrc/ops/ops.h says what rows hold.
 
 
+def check_combine_apply(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    eps: float,
+) -> None:
+    """Refuses what batch_norm_combine_apply refuses, in its words; for who has no rows yet."""
+    _check_devices(x, weight, bias, running_mean, running_var, num_batches_tracked)
+    if eps <= 0.0:
+        raise ValueError(_say("training_eps", eps))
+    _check_vectors(x, weight, bias, running_mean, running_var, True)
+    counter = num_batches_tracked
+    if counter is not None and (counter.dtype != torch.int64 or counter.numel() != 1):
+        raise RuntimeError(_say("counter", counter.numel(), counter.dtype))
+
+
 @_operator
 def batch_norm_stats(x: Tensor, additive: bool) -> Tensor:
     """Reduces x to a row, float64 of shape (1 + 2C)."""
@@ -362,10 +381,8 @@ def batch_norm_combine_apply(
 
     Returns (y, mean, invstd, count).
     """
-    _check_devices(x, rows, weight, bias, running_mean, running_var, num_batches_tracked)
-    if eps <= 0.0:
-        raise ValueError(_say("training_eps", eps))
-    _check_vectors(x, weight, bias, running_mean, running_var, True)
+    check_combine_apply(x, weight, bias, running_mean, running_var, num_batches_tracked, eps)
+    _check_devices(x, rows)
     _check_rows(x, rows, 1 + 2 * x.shape[1])
     return _result_like(x), _vector(x, True), _vector(x, True), rows.new_empty(1)
 

@@ -1,4 +1,4 @@
-"""Changes the batch norms of a model: to fastbn's and back, fused, frozen, folded."""
+"""Changes the batch norms of a model: to fastbn's and back, synchronized, fused, frozen, folded."""
 
 from .adapters import Adapter, register
 from .convert import convert, revert
@@ -7,6 +7,7 @@ from .freeze import freeze, unfreeze
 from .fuse import fuse
 from .fusion.report import Fusion, FusionReport
 from .report import FoldReport, SwapReport
+from .sync import convert_sync_batchnorm
 
 __all__ = [
     "Adapter",
@@ -15,6 +16,7 @@ __all__ = [
     "FusionReport",
     "SwapReport",
     "convert",
+    "convert_sync_batchnorm",
     "fold",
     "freeze",
     "fuse",

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..modules import HALF_DTYPES
 from ..modules.fused import FastBatchNormAct
+from ..modules.sync import Synchronized
 from .adapters import adapter_of, original_of, reason_unknown_stays
 from .fusion.rewriting import unfuse
 from .report import SwapReport
@@ -48,14 +49,14 @@ def convert(model: nn.Module, *, dry_run: Literal[True]) -> SwapReport: ...
 def convert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport:
     """Makes every batch norm of a model a fastbn one, in place.
 
-    Those of stock, ``nn.BatchNorm1d/2d/3d``; of timm, ``BatchNormAct2d`` (whose activation is fused
-    where fastbn has it and nobody hooked into it) and ``FrozenBatchNormAct2d``; every
-    ``FrozenBatchNorm2d`` with the buffers of torchvision's and detectron2's; and what was told to
-    :func:`fastbn.register`.
+    Those of stock, ``nn.BatchNorm1d/2d/3d`` and ``nn.SyncBatchNorm``; of timm, ``BatchNormAct2d``,
+    ``SyncBatchNormAct`` (whose activation is fused where fastbn has it and nobody hooked into it)
+    and ``FrozenBatchNormAct2d``; every ``FrozenBatchNorm2d`` with the buffers of torchvision's and
+    detectron2's; and what was told to :func:`fastbn.register`.
 
     Only modules of exactly these classes are swapped, and are instances of them still. Others that
-    look alike (subclasses, parametrized, lazy and synchronized ones, instance norm) stay, and the
-    report says why; it is logged at level INFO to the logger ``fastbn``.
+    look alike (subclasses, parametrized and lazy ones, instance norm) stay, and the report says
+    why; it is logged at level INFO to the logger ``fastbn``.
 
     Args:
         model: the model; if it is a batch norm itself, its own class changes.
@@ -97,7 +98,8 @@ def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport
     """Makes every module that :func:`convert` takes what it was, in place.
 
     For tools that look for exact classes, and for machines without fastbn. What
-    :func:`fastbn.fuse` did is undone, too. fastbn's own ``BatchNorm1d/2d/3d`` become stock's.
+    :func:`fastbn.fuse` and :func:`fastbn.convert_sync_batchnorm` did is undone, too. fastbn's own
+    ``BatchNorm1d/2d/3d`` become stock's.
     Running statistics that fastbn kept in float32 beside 16-bit parameters take the parameters'
     dtype, the only one stock computes with.
 
@@ -132,6 +134,10 @@ def revert(model: nn.Module, *, dry_run: bool = False) -> nn.Module | SwapReport
 
 def restore(module: nn.Module, original: type[nn.Module]) -> None:
     """Gives a module its class back, and statistics beside 16-bit parameters their dtype."""
+    if isinstance(module, Synchronized):
+        module.__dict__.pop("layer_name", None)
+        if not issubclass(original, nn.SyncBatchNorm):
+            module.__dict__.pop("process_group", None)
     module.__class__ = original
     weight = module._parameters.get("weight")
     if weight is None or weight.dtype not in HALF_DTYPES:

@@ -40,9 +40,9 @@ def _looks_like_batch_norm(module: nn.Module) -> bool:
 def _what_follows(norm: nn.Module, after_linear: bool) -> nn.Module | None:
     """The module that a batch norm leaves in its place; None for a class of unknown forward."""
     rank = 2 if after_linear else None
-    if isinstance(norm, _WITH_ACTIVATION) and type(norm) in _WITH_ACTIVATION:
-        return Epilogue(norm._activation, rank)
     cls = original_of(type(norm)) or type(norm)
+    if isinstance(norm, _WITH_ACTIVATION) and cls in _WITH_ACTIVATION:
+        return Epilogue(norm._activation, rank)
     if cls in _STOCK:
         return Epilogue(IDENTITY, rank) if after_linear else nn.Identity()
     if cls.__module__ == "timm.layers.norm_act" and cls.__name__ in _OF_TIMM:

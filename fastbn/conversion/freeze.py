@@ -27,7 +27,8 @@ def freeze(model: ModuleT, parameters: bool = False) -> ModuleT:
 
     Batch norms that cannot be frozen stay as they are, each with a warning to the logger
     ``fastbn``: those that :func:`fastbn.convert` does not take, and those without running
-    statistics. ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes new modules, which are not frozen.
+    statistics. ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes new modules, which are not frozen;
+    ``fastbn.convert_sync_batchnorm`` leaves frozen ones as they are.
 
     Args:
         model: the model, or a batch norm.

@@ -2,6 +2,7 @@
 
 from .batchnorm import HALF_DTYPES, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .fused import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from .sync import SyncBatchNorm, SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
 
 __all__ = [
     "HALF_DTYPES",
@@ -11,4 +12,8 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "SyncBatchNorm",
+    "SyncBatchNorm1d",
+    "SyncBatchNorm2d",
+    "SyncBatchNorm3d",
 ]

@@ -67,7 +67,7 @@ class FastTimmBatchNormAct(NotForStocksConverter, FastBatchNorm):
         return y
 
     def _instead_of_stocks_converter(self) -> str:
-        return "use timm.layers.convert_sync_batchnorm"
+        return "use fastbn.convert_sync_batchnorm, or that of timm.layers"
 
 
 class FastFrozenBatchNorm(nn.Module):

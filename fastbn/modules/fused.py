@@ -34,8 +34,7 @@ class NotForStocksConverter(nn.Module):
     __jit_unused_properties__: tuple[str, ...] = ("qconfig",)
 
     def _instead_of_stocks_converter(self) -> str:
-        name = type(self).__name__.replace("Act", "")
-        return f"put nn.{name} and a module of the activation in its place first"
+        return "use fastbn.convert_sync_batchnorm"
 
     @property
     def qconfig(self) -> Any:

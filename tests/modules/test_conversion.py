@@ -165,7 +165,6 @@ LOOKALIKES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "subclass": (lambda: Renormalized(3), "subclass"),
     "parametrized": (parametrized, "parametrized"),
     "lazy": (lambda: nn.LazyBatchNorm2d(), "no parameters yet"),
-    "sync": (lambda: nn.SyncBatchNorm(3), "several processes"),
     "instance": (lambda: nn.InstanceNorm2d(3), "not a batch norm"),
 }
 
@@ -199,9 +198,9 @@ def test_dry_run_changes_nothing_and_tells_all() -> None:
 
 def test_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="fastbn"):
-        fastbn.convert(nn.Sequential(nn.BatchNorm2d(3), nn.SyncBatchNorm(3)))
+        fastbn.convert(nn.Sequential(nn.BatchNorm2d(3), nn.InstanceNorm2d(3)))
     assert "1 swapped, 1 left" in caplog.text
-    assert "left 1: SyncBatchNorm" in caplog.text
+    assert "left 1: InstanceNorm2d" in caplog.text
 
 
 def test_shared_module_is_swapped_once() -> None:

@@ -267,13 +267,20 @@ def test_symbolic_trace_has_the_module_as_a_leaf(name: str) -> None:
 def test_stock_s_converter_to_sync_batch_norm_is_refused(name: str) -> None:
     given = {**FUSED, **CALLED}[name]
     module = fastbn.convert(TimmBatchNormAct2d(6, **given))
-    with pytest.raises(RuntimeError, match=r"use timm\.layers\.convert_sync_batchnorm"):
+    with pytest.raises(
+        RuntimeError, match=r"use fastbn\.convert_sync_batchnorm, or that of timm\.layers"
+    ):
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
-def test_synchronized_module_is_left_and_reported() -> None:
-    report = fastbn.convert(TimmSyncBatchNormAct(6), dry_run=True)
-    assert report.left == {"": "SyncBatchNormAct takes its statistics over several processes"}
+def test_synchronized_module_keeps_its_activation() -> None:
+    """Of what timm's own converter to synchronized batch norms makes."""
+    module, x = TimmSyncBatchNormAct(6), torch.randn(4, 6, 5, 7)
+    reason = "it has no submodule drop and no submodule act"
+    assert fastbn.convert(module, dry_run=True).left == {"": reason}
+    module.drop, module.act = nn.Identity(), nn.SiLU()
+    expected = module(x)
+    torch.testing.assert_close(fastbn.convert(module)(x), expected)
 
 
 def test_incomplete_modules_are_left_and_reported() -> None:

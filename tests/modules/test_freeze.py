@@ -185,7 +185,7 @@ def test_16_bit_module_goes_back_to_stock_s_statistics(device: str) -> None:
 def test_what_cannot_be_frozen_brings_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(
         nn.BatchNorm2d(4),
-        nn.SyncBatchNorm(4),
+        nn.LazyBatchNorm2d(),
         nn.BatchNorm2d(4, track_running_stats=False),
         nn.InstanceNorm2d(4),
         TorchvisionFrozenBatchNorm2d(4),
@@ -194,7 +194,8 @@ def test_what_cannot_be_frozen_brings_a_warning(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, logger="fastbn"):
         fastbn.freeze(model)
     assert caplog.messages == [
-        "freeze: left 1: SyncBatchNorm takes its statistics over several processes",
+        "freeze: left 1: LazyBatchNorm2d has no parameters yet; run a batch through the model "
+        "first",
         "freeze: left 2: it has no running statistics to be fixed",
     ]
     assert [module.training for module in model] == [False, True, True, True, True]

@@ -1,0 +1,1 @@
+"""Batch norms that share statistics with other processes."""
