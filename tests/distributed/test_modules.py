@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import fastbn
 from fastbn.collectives import LostGroup
 from tests.support.ranks import Collective, collectives, on_threads
+from tests.support.stock_versions import TAKES_BIAS
 from tests.support.tolerances import AGAINST_STOCK
 
 if TYPE_CHECKING:
@@ -38,16 +39,18 @@ each_class = pytest.mark.parametrize(
 def test_it_is_stock_s_in_state_and_constructor(
     kind: type[nn.Module], stock: type[nn.Module], shape: tuple[int, ...]
 ) -> None:
-    ours: Any = kind(6, 1e-3, None, False, bias=False)
-    theirs: Any = stock(6, 1e-3, None, False, bias=False)
+    without_bias: dict[str, Any] = {"bias": False} if TAKES_BIAS else {}
+    ours: Any = kind(6, 1e-3, None, False, **without_bias)
+    theirs: Any = stock(6, 1e-3, None, False, **without_bias)
     assert isinstance(ours, stock)
     assert isinstance(ours, nn.SyncBatchNorm) == (stock is nn.SyncBatchNorm)
     assert repr(ours).partition("(")[2] == repr(theirs).partition("(")[2]
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     assert inspect.signature(kind).parameters.keys() == (
-        inspect.signature(nn.SyncBatchNorm).parameters.keys()
+        {*inspect.signature(nn.SyncBatchNorm).parameters.keys(), "bias"}
     )
+    assert kind(6, device="meta", dtype=torch.float64).weight.dtype == torch.float64
     del shape
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,7 +93,9 @@ def on_threads(world: int, function: Callable[[int], Result]) -> list[Result]:
             errors.append(error)
             ProcessLocalGroup.exception_handle(error)
         finally:
-            dist.destroy_process_group()
+            # Threads of torch 2.11 have no list of communicators that this could go through.
+            with suppress(AttributeError):
+                dist.destroy_process_group()
 
     set_isolation = torch._C._distributed_c10d._set_thread_isolation_mode  # type: ignore[attr-defined]
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
