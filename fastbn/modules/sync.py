@@ -54,7 +54,8 @@ class Synchronized(FastBatchNorm):
     In training statistics are those of the batches of all processes of ``process_group`` together,
     each of which has to call the module, and its backward, as often and in the same order as the
     others. Batches may be of different sizes, and empty. In evaluation, and where a process is
-    alone, it is the batch norm it would be without this.
+    alone, it is the batch norm it would be without this. Gradients of gradients exchange once more,
+    for which x has to require a gradient in every process or in none.
 
     An activation or a residual behind it is computed by PyTorch.
     """
