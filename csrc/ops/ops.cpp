@@ -162,10 +162,21 @@ at::Tensor in_vectors(const at::Tensor& activation, bool has_mask) {
                                                  : activation;
 }
 
-// What holds the memory of an epilogue, and of x.
+at::Tensor empty_mask(const at::Tensor& x, int64_t bytes) {
+  return at::empty({bytes}, x.options().dtype(at::kByte));
+}
+
+// What holds the memory of an epilogue, and of x; the mask is undefined where none is written.
 struct EpilogueTensors {
   at::Tensor x, residual, mask;
 };
+
+// The mask that forward returns: of no elements where there is none. Nobody asks for one without an
+// epilogue.
+at::Tensor mask_result(const at::Tensor& x, const EpilogueArguments* epilogue,
+                       const EpilogueTensors& tensors) {
+  return epilogue == nullptr || tensors.mask.defined() ? tensors.mask : empty_mask(x, 0);
+}
 
 // Leaves in `tensors` what the operation is to read and, in forward, the mask to write.
 Epilogue epilogue_of(const at::Tensor& x, const Problem& problem, const EpilogueArguments* given,
@@ -179,8 +190,10 @@ Epilogue epilogue_of(const at::Tensor& x, const Problem& problem, const Epilogue
   check_mask(x, given->mask, given->residual, bytes);
   const bool writes_mask = given->want_mask && given->residual && bytes > 0;
   const bool has_mask = given->mask || writes_mask;
-  tensors.mask = at::empty({writes_mask ? bytes : 0}, x.options().dtype(at::kByte));
-  if (writes_mask) epilogue.mask_out = tensors.mask.mutable_data_ptr<uint8_t>();
+  if (writes_mask) {
+    tensors.mask = empty_mask(x, bytes);
+    epilogue.mask_out = tensors.mask.mutable_data_ptr<uint8_t>();
+  }
   if (given->mask) epilogue.mask = given->mask->const_data_ptr<uint8_t>();
   if (x.numel() == 0) return epilogue;
   tensors.x = in_vectors(x, has_mask);
@@ -230,12 +243,12 @@ ActForwardResults train(const Backend& backend, const at::Tensor& x, const Optio
     count_batch(num_batches_tracked);
     const auto options = x.options().dtype(saved_type(x, epilogue));
     return {y, at::zeros({channels_of(x)}, options), at::zeros({channels_of(x)}, options),
-            tensors.mask};
+            mask_result(x, epilogue, tensors)};
   }
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
                         disjoint(op.problem, op.y, op.epilogue.residual));
   backend.training_forward(op);
-  return {y, mean, invstd, tensors.mask};
+  return {y, mean, invstd, mask_result(x, epilogue, tensors)};
 }
 
 ActForwardResults evaluate(const Backend& backend, const at::Tensor& x,
@@ -252,7 +265,9 @@ ActForwardResults evaluate(const Backend& backend, const at::Tensor& x,
   const int64_t saved = save ? channels_of(x) : 0;
   const at::Tensor mean = empty_vector(x, saved, saved_type(x, epilogue));
   const at::Tensor invstd = empty_vector(x, saved, saved_type(x, epilogue));
-  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_(), tensors.mask};
+  if (x.numel() == 0) {
+    return {y, mean.zero_(), invstd.zero_(), mask_result(x, epilogue, tensors)};
+  }
 
   op.x = input(tensors.x);
   op.y = output(y);
@@ -266,7 +281,7 @@ ActForwardResults evaluate(const Backend& backend, const at::Tensor& x,
   TORCH_INTERNAL_ASSERT(disjoint(op.problem, op.y, op.x) &&
                         disjoint(op.problem, op.y, op.epilogue.residual));
   backend.eval_forward(op);
-  return {y, mean, invstd, tensors.mask};
+  return {y, mean, invstd, mask_result(x, epilogue, tensors)};
 }
 
 // The gradients of a training or an evaluation, by all steps or by some.

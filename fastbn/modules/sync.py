@@ -155,7 +155,7 @@ class _LikeStocks(Synchronized):
 
 
 class SyncBatchNorm(_LikeStocks, nn.SyncBatchNorm):
-    """:class:`torch.nn.SyncBatchNorm`, faster, and on CPUs, too: (N, C, ...) to the same shape.
+    """:class:`torch.nn.SyncBatchNorm`, on CPUs, too: (N, C, ...) to the same shape.
 
     Args:
         num_features: C.
