@@ -236,7 +236,7 @@ def _shape(given: Sequence[int]) -> tuple[int, ...]:
 
 
 def _layout_of_tensor(x: Tensor) -> Layout:
-    """As ``layout_of`` in csrc/ops/ops.cpp has it."""
+    """As ``layout_of`` in csrc/ops/tensors.h has it."""
     memory_format = memory_format_of(x)
     if not x.is_contiguous(memory_format=memory_format):
         return "generic"
